@@ -1,0 +1,196 @@
+"""The command line: parse, call, print. Heavy libraries load inside the commands, so that --help is instant."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="hpo",
+    help="Searches the best way to fine-tune a model of incident similarity.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+db = typer.Typer(help="The embedded PostgreSQL, used when HPO_STORAGE is not set.", no_args_is_help=True)
+app.add_typer(db, name="db")
+
+StudyPath = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Study file.")]
+StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study in the database.")]
+
+
+class Split(StrEnum):
+    VALIDATION = "validation"
+    TRAIN = "train"
+
+
+@app.command()
+def run(
+    study_file: StudyPath,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default one per GPU, or 2.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", help="Folder for results; default runs/NAME.")] = None,
+) -> None:
+    """Create a study, work on it with processes on this box, and export the best.
+
+    Example: hpo run examples/demo.yaml
+    """
+    from hpo.run import run_study
+
+    run_study(study_file, workers, out)
+
+
+@app.command()
+def create(study_file: StudyPath) -> None:
+    """Create a study without working on it.
+
+    Example: hpo create examples/demo.yaml
+    """
+    from hpo.run import create_from_file
+
+    file = create_from_file(study_file)[1]
+    print(f"study {file.name} is there; work on it with: hpo worker {file.name}")
+
+
+@app.command()
+def worker(study: StudyName) -> None:
+    """Work on a study until it is finished. Start as many as you have GPUs, on any box.
+
+    Example: hpo worker demo
+    """
+    import logging
+
+    from hpo.connect import storage_url
+    from hpo.worker import work
+
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    raise typer.Exit(work(storage_url(), study))
+
+
+@app.command()
+def status(
+    study: StudyName,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until the study is finished.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Show what a study has done so far.
+
+    Example: hpo status demo --json
+    """
+    from hpo.run import print_status
+
+    print_status(study, watch=watch, as_json=as_json)
+
+
+@app.command()
+def export(
+    study: StudyName,
+    out: Annotated[Path, typer.Option("-o", help="File to write.")] = Path("best.yaml"),
+    top: Annotated[int, typer.Option(min=1, help="Write this many; the second best goes to best-2.yaml.")] = 1,
+) -> None:
+    """Write the best configuration as a YAML file that trains.
+
+    Example: hpo export demo -o best.yaml
+    """
+    from hpo.export import export as export_study
+    from hpo.run import open_by_name
+
+    for path in export_study(*open_by_name(study), out, top):
+        print(path)
+
+
+@app.command()
+def train(
+    best_file: Annotated[Path, typer.Argument(metavar="best.yaml", help="File written by hpo export.")],
+    out: Annotated[Path, typer.Option("-o", help="Folder for the model; must not exist yet.")],
+) -> None:
+    """Train the model that a best.yaml describes, as its trial did.
+
+    Example: hpo train best.yaml -o model
+    """
+    from hpo.train import train_from_file
+
+    train_from_file(best_file, out)
+
+
+@app.command()
+def pairs(
+    study: StudyName,
+    out: Annotated[Path, typer.Option("-o", help="CSV file to write: texts, grade, label.")],
+    split: Annotated[Split, typer.Option(help="Which pairs.")] = Split.VALIDATION,
+) -> None:
+    """Write the pairs that scores are computed on, so that anybody can check them.
+
+    Example: hpo pairs demo --split validation -o pairs.csv
+    """
+    from hpo.run import open_by_name
+    from hpo.train import write_pairs
+
+    print(f"{write_pairs(open_by_name(study)[1], split, out)} pairs: {out}")
+
+
+@app.command()
+def dashboard(port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 8080) -> None:
+    """Serve optuna-dashboard, read-only, on 127.0.0.1.
+
+    Example: hpo dashboard --port 8080
+    """
+    from hpo.dashboard import serve
+
+    serve(port)
+
+
+@app.command("demo-data")
+def demo_data(
+    out: Annotated[Path, typer.Option("-o", help="CSV file to write.")],
+    incidents: Annotated[int, typer.Option(min=1)] = 4000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Write synthetic incidents to try the service with.
+
+    Example: hpo demo-data -o incidents.csv --incidents 1000
+    """
+    from objectives.demo_incidents import write_demo_incidents
+
+    write_demo_incidents(out, incidents, seed)
+    print(f"{incidents} incidents: {out}")
+
+
+@db.command("start")
+def db_start() -> None:
+    """Start the embedded server if it is not running, and print its URL."""
+    from storage import embedded
+
+    print(embedded.start(embedded.default_home()))
+
+
+@db.command("stop")
+def db_stop() -> None:
+    """Stop the embedded server."""
+    from storage import embedded
+
+    print("stopped" if embedded.stop(embedded.default_home()) else "was not running")
+
+
+@db.command("url")
+def db_url() -> None:
+    """Print the URL of the embedded server without starting it."""
+    from storage import embedded
+
+    print(embedded.url(embedded.default_home()))
+
+
+def main() -> None:
+    """Errors that carry an exit code end with their sentence; any other is a defect and shows its trace."""
+    try:
+        app()
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            raise
+        print(f"hpo: {error}", file=sys.stderr)
+        sys.exit(code)

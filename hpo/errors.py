@@ -1,0 +1,27 @@
+"""What ends a command with a sentence instead of a traceback."""
+
+from __future__ import annotations
+
+
+class HpoError(Exception):
+    """The message says what was expected, what came and what to do, in one or two lines."""
+
+    exit_code = 1
+
+
+class InputError(HpoError):
+    """A file, an option or a name that the user gave."""
+
+    exit_code = 2
+
+
+class SetupError(HpoError):
+    """Database, model, data or versions: nothing that another try would mend."""
+
+    exit_code = 78
+
+
+class Interrupted(HpoError):
+    """Stopped with work left: starting the command again goes on."""
+
+    exit_code = 75

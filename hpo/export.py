@@ -1,0 +1,137 @@
+"""best.yaml: one trial as a file that says where it came from and trains again to the same scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from typing import Literal
+
+import optuna
+from optuna.trial import FrozenTrial
+from pydantic import BaseModel
+from pydantic import Field
+from pydantic import ValidationError
+
+from hpo.config import METRICS
+from hpo.config import StudyFile
+from hpo.config import fingerprint
+from hpo.config import searched
+from hpo.config import trial_config
+from hpo.errors import InputError
+from hpo.files import write_text
+from hpo.status import best_trials
+from hpo.study import BASELINE
+from hpo.study import VERSIONS
+from hpo.yamlfile import read_yaml
+from hpo.yamlfile import write_yaml
+from objectives.config import STRICT
+from objectives.config import Incidents
+from objectives.config import Pairs
+from objectives.config import Splits
+from objectives.config import Training
+from objectives.config import TrialConfig
+
+SCHEMA_VERSION: Literal[1] = 1
+LOSS: Literal["MultipleNegativesRankingLoss"] = "MultipleNegativesRankingLoss"
+
+# Ours on the left; on the right the names of sentence-transformers' SentenceTransformerTrainingArguments.
+TRAINING_ARGUMENTS = {
+    "learning_rate": "learning_rate",
+    "batch_size": "per_device_train_batch_size",
+    "epochs": "num_train_epochs",
+    "warmup_ratio": "warmup_steps",  # a float below 1 is a share of all steps there
+    "schedule": "lr_scheduler_type",
+    "weight_decay": "weight_decay",
+    "max_grad_norm": "max_grad_norm",
+}
+EARLY_STOPPING = ("patience", "min_epochs", "eval_every_examples")
+
+
+class Metric(BaseModel):
+    model_config = STRICT
+    value: float
+    interval: tuple[float, float] = Field(strict=False)
+    ceiling: float
+
+
+class Loss(BaseModel):
+    model_config = STRICT
+    name: Literal["MultipleNegativesRankingLoss"]
+    scale: float
+
+
+class BestFile(BaseModel):
+    """What `hpo export` writes and `hpo train` reads."""
+
+    model_config = STRICT
+    schema_version: Literal[1]
+    model: str
+    max_seq_tokens: int
+    incidents: Incidents
+    splits: Splits
+    pairs: Pairs
+    loss: Loss
+    training_arguments: dict[str, str | int | float]
+    early_stopping: dict[str, str | int | float]
+    seed: int
+    threads: int
+    metrics: dict[str, Metric]
+    threshold: float
+    provenance: dict[str, Any]
+
+
+def export(study: optuna.Study, file: StudyFile, out: Path, top: int = 1) -> list[Path]:
+    """Writes the best trial to `out`, the next ones beside it with their rank in the name. Raises InputError."""
+    trials = best_trials(tuple(study.get_trials(deepcopy=False)), top)
+    if not trials:
+        raise InputError(f"study {file.name!r} has no completed trial yet; nothing to export")
+    paths = [out if rank == 1 else out.with_stem(f"{out.stem}-{rank}") for rank in range(1, len(trials) + 1)]
+    for path, trial in zip(paths, trials, strict=True):
+        comment = f"Trial {trial.number} of study {file.name}. Train it: hpo train {path.name} -o MODEL_DIR"
+        write_text(path, write_yaml(_best_file(study, file, trial).model_dump(mode="json"), comment))
+    return paths
+
+
+def read_best_file(path: Path) -> tuple[BestFile, TrialConfig]:
+    """Raises InputError with file and line."""
+    best = read_yaml(path, BestFile)
+    arguments = best.training_arguments
+    unknown = sorted(arguments.keys() ^ set(TRAINING_ARGUMENTS.values()))
+    if unknown:
+        raise InputError(f"{path}: training_arguments: missing or unknown: {', '.join(unknown)}")
+    training = {ours: arguments[theirs] for ours, theirs in TRAINING_ARGUMENTS.items()}
+    training |= best.early_stopping | {"scale": best.loss.scale}
+    shared = {key: getattr(best, key) for key in TrialConfig.model_fields if key != "training"}
+    try:
+        return best, TrialConfig(**shared, training=Training.model_validate(training))
+    except ValidationError as error:
+        raise InputError(f"{path}: {error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from None
+
+
+def _best_file(study: optuna.Study, file: StudyFile, trial: FrozenTrial) -> BestFile:
+    config = trial_config(file, {name: trial.params[name] for name in searched(file).parameters}, trial.number)
+    training, found = config.training.model_dump(), trial.user_attrs
+    return BestFile(
+        schema_version=SCHEMA_VERSION,
+        **{key: getattr(config, key) for key in TrialConfig.model_fields if key != "training"},
+        loss=Loss(name=LOSS, scale=config.training.scale),
+        training_arguments={theirs: training[ours] for ours, theirs in TRAINING_ARGUMENTS.items()},
+        early_stopping={key: training[key] for key in EARLY_STOPPING},
+        metrics={
+            name: Metric(value=found[name], interval=found["intervals"][name], ceiling=found["ceilings"][name])
+            for name in METRICS
+        },
+        threshold=found["threshold"],
+        provenance={
+            "study": file.name,
+            "study_fingerprint": fingerprint(file),
+            "trial": trial.number,
+            "baseline": found.get(BASELINE, "none"),
+            "stop_reason": found["stop_reason"],
+            "stop_epoch": found["stop_epoch"],
+            "best_epoch": found["best_epoch"],
+            "train_pairs": found["train_pairs"],
+            "device": found["device"],
+            "versions": study._storage.get_study_system_attrs(study._study_id)[VERSIONS],
+        },
+    )

@@ -1,0 +1,129 @@
+"""`hpo run` from study file to best.yaml, and the commands that look at a study by name."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import optuna
+from rich.console import Console
+from rich.live import Live
+from sqlalchemy import URL
+
+from hpo.config import StudyFile
+from hpo.config import read_study_file
+from hpo.connect import storage_url
+from hpo.display import comparison_table
+from hpo.display import live_view
+from hpo.display import make_console
+from hpo.display import running_lines
+from hpo.display import status_line
+from hpo.display import verdicts
+from hpo.errors import HpoError
+from hpo.export import export
+from hpo.launcher import default_workers
+from hpo.launcher import run_workers
+from hpo.status import Snapshot
+from hpo.status import compare
+from hpo.status import take_snapshot
+from hpo.study import create_study
+from hpo.study import open_study
+from objectives.data import load_data
+from storage.engine import open_storage
+
+WATCH_S = 2.0
+
+
+def run_study(path: Path, workers: int | None, out: Path | None) -> None:
+    """Creates or resumes, works, and writes best.yaml and logs under `out`. Raises HpoError and its kin."""
+    url, file, study = create_from_file(path)
+    folder = out or Path("runs") / file.name
+    console = make_console()
+    snapshot = take_snapshot(study, file)
+    if snapshot.finished < file.budget.trials:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler)
+        _work_in_view(console, url, file, study, workers or default_workers(), folder)
+    else:
+        console.print(f"study {file.name} is complete: {snapshot.finished} trials recorded")
+    _print_end(console, study, file, folder)
+
+
+def create_from_file(path: Path) -> tuple[URL, StudyFile, optuna.Study]:
+    """The data are read before the database is touched: bad input leaves an earlier study as it was."""
+    file = read_study_file(path)
+    load_data(file.incidents, file.splits, file.pairs)
+    url = storage_url()
+    return url, file, create_study(url, open_storage(url), file)
+
+
+def open_by_name(name: str) -> tuple[optuna.Study, StudyFile]:
+    return open_study(open_storage(storage_url()), name)
+
+
+def print_status(name: str, *, watch: bool, as_json: bool) -> None:
+    study, file = open_by_name(name)
+    console = make_console()
+    snapshot = take_snapshot(study, file)
+    if as_json:
+        print(json.dumps(_as_json(snapshot), allow_nan=False))
+        return
+    if watch and console.is_terminal:
+        snapshot = _watch(console, study, file)
+    console.print(status_line(snapshot), *running_lines(snapshot), sep="\n", soft_wrap=True)
+    if rows := compare(snapshot, file):
+        console.print(comparison_table(rows))
+
+
+def _watch(console: Console, study: optuna.Study, file: StudyFile) -> Snapshot:
+    with Live(console=console, transient=True) as live:
+        while True:
+            snapshot = take_snapshot(study, file)
+            if snapshot.finished >= snapshot.budget:
+                return snapshot
+            live.update(live_view(snapshot))
+            time.sleep(WATCH_S)
+
+
+def _work_in_view(console: Console, url: URL, file: StudyFile, study: optuna.Study, workers: int, folder: Path) -> None:
+    """A live view in a terminal; in a pipe a line whenever a trial has ended."""
+    printed = -1
+    live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+
+    def refresh() -> None:
+        nonlocal printed
+        snapshot = take_snapshot(study, file)
+        if live is not None:
+            live.update(live_view(snapshot))
+        elif snapshot.finished > printed:
+            printed = snapshot.finished
+            console.print(status_line(snapshot), soft_wrap=True)
+
+    with live or nullcontext():
+        run_workers(file.name, url, workers, folder / "logs", refresh)
+
+
+def _print_end(console: Console, study: optuna.Study, file: StudyFile, folder: Path) -> None:
+    snapshot = take_snapshot(study, file)
+    rows = compare(snapshot, file)
+    if not rows:
+        raise HpoError(f"no trial of study {file.name!r} was completed; see {folder / 'logs'}")
+    console.print(comparison_table(rows))
+    best = export(study, file, folder / "best.yaml")[0]
+    written = ["", f"best configuration: {best}", f"worker logs:        {folder / 'logs'}"]
+    next_step = f"train it:           hpo train {best} -o {folder / 'model'}"
+    console.print(*verdicts(rows), *written, next_step, sep="\n", soft_wrap=True)
+
+
+def _as_json(snapshot: Snapshot) -> dict[str, object]:
+    return {
+        "study": snapshot.study,
+        "budget": snapshot.budget,
+        **snapshot.counts,
+        "best_trial": snapshot.best_trial,
+        "best_spearman": snapshot.best_spearman,
+        "time_left_s": snapshot.time_left_s,
+    }

@@ -1,0 +1,104 @@
+"""What a study has done so far, read from the database: for `hpo status`, the live view and the table at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import optuna
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState
+
+from hpo.config import METRICS
+from hpo.config import StudyFile
+from hpo.study import BASELINE
+from hpo.study import is_baseline
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    study: str
+    budget: int
+    counts: dict[str, int]  # complete, pruned, failed, running, waiting
+    best_trial: int | None
+    best_spearman: float | None
+    time_left_s: float | None  # None before the first outcome and while nothing runs
+    trials: tuple[FrozenTrial, ...]
+
+    @property
+    def finished(self) -> int:
+        return self.counts["complete"] + self.counts["pruned"] + self.counts["failed"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row of the table: a metric of the untrained model, each baseline and the best trial."""
+
+    metric: str
+    untrained: float
+    baselines: dict[str, float]
+    best: float
+    interval: tuple[float, float]
+    ceiling: float
+    target: float | None
+
+
+def take_snapshot(study: optuna.Study, file: StudyFile) -> Snapshot:
+    trials = tuple(study.get_trials(deepcopy=False))
+    states = [trial.state for trial in trials]
+    best = best_trials(trials, 1)
+    counts = {
+        "complete": states.count(TrialState.COMPLETE),
+        "pruned": states.count(TrialState.PRUNED),
+        "failed": states.count(TrialState.FAIL),
+        "running": states.count(TrialState.RUNNING),
+        "waiting": states.count(TrialState.WAITING),
+    }
+    return Snapshot(
+        study=study.study_name,
+        budget=file.budget.trials,
+        counts=counts,
+        best_trial=best[0].number if best else None,
+        best_spearman=best[0].value if best else None,
+        time_left_s=_time_left_s(trials, file.budget.trials),
+        trials=trials,
+    )
+
+
+def best_trials(trials: tuple[FrozenTrial, ...], top: int) -> list[FrozenTrial]:
+    """Completed trials, highest Spearman first; of equals the earlier."""
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
+    return sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))[:top]
+
+
+def compare(snapshot: Snapshot, file: StudyFile) -> list[Comparison]:
+    """Empty before the first completed trial."""
+    best = best_trials(snapshot.trials, 1)
+    if not best:
+        return []
+    done = {
+        trial.user_attrs[BASELINE]: trial.user_attrs
+        for trial in snapshot.trials
+        if is_baseline(trial) and trial.state == TrialState.COMPLETE
+    }
+    found = best[0].user_attrs
+    return [
+        Comparison(
+            metric=metric,
+            untrained=found["untrained"][metric],
+            baselines={name: attributes[metric] for name, attributes in done.items()},
+            best=found[metric],
+            interval=tuple(found["intervals"][metric]),
+            ceiling=found["ceilings"][metric],
+            target=file.targets.get(metric),
+        )
+        for metric in METRICS
+    ]
+
+
+def _time_left_s(trials: tuple[FrozenTrial, ...], budget: int) -> float | None:
+    """Trials to come, at the mean duration so far, spread over the trials that run now."""
+    durations = [trial.duration.total_seconds() for trial in trials if trial.state.is_finished() and trial.duration]
+    running = sum(trial.state == TrialState.RUNNING for trial in trials)
+    if not durations or not running:
+        return None
+    return sum(durations) / len(durations) * max(budget - len(durations), 0) / running

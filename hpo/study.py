@@ -1,0 +1,126 @@
+"""Studies in the database: made once from a study file, opened by name, never mixed with another configuration."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import version
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial
+from pydantic import ValidationError
+from sqlalchemy import URL
+
+from hpo.config import Budget
+from hpo.config import StudyFile
+from hpo.config import fingerprint
+from hpo.config import searched
+from hpo.errors import InputError
+from hpo.errors import SetupError
+from storage.engine import creation_lock
+
+CONFIG = "hpo:config"
+BUDGET = "hpo:budget"
+VERSIONS = "hpo:versions"
+BASELINE = "baseline"  # a trial's user attribute: the name of the recipe
+PACKAGES = ("incident-hpo", "optuna", "sentence-transformers", "transformers", "torch", "numpy")
+
+
+def create_study(url: URL, storage: optuna.storages.BaseStorage, file: StudyFile) -> optuna.Study:
+    """Makes the study, or opens it if it was made from the same configuration; its budget becomes the file's.
+
+    Raises InputError if the name is taken by another configuration; that study stays as it is.
+    """
+    with creation_lock(url):
+        if file.name in optuna.get_all_study_names(storage):
+            study = optuna.load_study(study_name=file.name, storage=storage)
+            _refuse_other(study, file)
+        else:
+            study = optuna.create_study(study_name=file.name, storage=storage, direction="maximize")
+        _enqueue_baselines(study, file)
+        attributes = storage.get_study_system_attrs(study._study_id)
+        storage.set_study_system_attr(study._study_id, BUDGET, file.budget.trials)
+        if CONFIG not in attributes:
+            storage.set_study_system_attr(study._study_id, VERSIONS, installed_versions())
+            # Last, as it marks the study as made.
+            storage.set_study_system_attr(study._study_id, CONFIG, file.model_dump_json())
+    return study
+
+
+def open_study(storage: optuna.storages.BaseStorage, name: str) -> tuple[optuna.Study, StudyFile]:
+    """Raises InputError for a name that is not there or was made by something else."""
+    try:
+        study = optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        names = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none yet"
+        raise InputError(f"no study {name!r} in this database; there are: {names}") from None
+    return study, _stored_file(study)
+
+
+def stored_budget(study: optuna.Study) -> int:
+    """Read anew for every claim: running a file with a larger budget extends a study while its workers run."""
+    return int(study._storage.get_study_system_attrs(study._study_id)[BUDGET])
+
+
+def refuse_other_versions(study: optuna.Study) -> None:
+    """Scores of other versions do not compare. Raises SetupError."""
+    stored = study._storage.get_study_system_attrs(study._study_id)[VERSIONS]
+    here = installed_versions()
+    differing = [f"{name} {stored[name]} (here {here[name]})" for name in PACKAGES if stored[name] != here[name]]
+    if differing:
+        raise SetupError(f"study {study.study_name!r} was made with {', '.join(differing)}; install those versions")
+
+
+def installed_versions() -> dict[str, Any]:
+    return {name: version(name) for name in PACKAGES}
+
+
+def make_sampler(file: StudyFile, number: int) -> optuna.samplers.BaseSampler:
+    """A sampler for one trial, seeded by study and trial: no two workers ever draw with the same seed."""
+    digest = hashlib.sha256(f"{file.seed}:{number}".encode()).digest()
+    return optuna.samplers.TPESampler(seed=int.from_bytes(digest[:4], "big"))
+
+
+def make_pruner(file: StudyFile) -> optuna.pruners.BasePruner:
+    return optuna.pruners.MedianPruner(
+        n_startup_trials=file.pruner.startup_trials, n_warmup_steps=file.pruner.warmup_examples
+    )
+
+
+def is_baseline(trial: FrozenTrial | optuna.Trial) -> bool:
+    return BASELINE in trial.user_attrs
+
+
+def _refuse_other(study: optuna.Study, file: StudyFile) -> None:
+    if CONFIG not in study._storage.get_study_system_attrs(study._study_id) and not study.get_trials(deepcopy=False):
+        return  # its maker died before it was done
+    stored = _stored_file(study)
+    if fingerprint(stored) != fingerprint(file):
+        differing = [key for key in StudyFile.model_fields if getattr(stored, key) != getattr(file, key)]
+        changed = ", ".join(key for key in differing if key not in ("budget", "targets"))
+        raise InputError(
+            f"study {file.name!r} exists with another configuration ({changed} differ). "
+            "Give the file another name, or run the file that the study was made from"
+        )
+
+
+def _stored_file(study: optuna.Study) -> StudyFile:
+    attributes = study._storage.get_study_system_attrs(study._study_id)
+    if CONFIG not in attributes:
+        raise InputError(f"study {study.study_name!r} was not made by `hpo create` or `hpo run`; choose another name")
+    try:
+        file = StudyFile.model_validate_json(attributes[CONFIG])
+    except ValidationError:
+        made_with = attributes[VERSIONS]["incident-hpo"]
+        raise SetupError(
+            f"study {study.study_name!r} cannot be read by this version ({version('incident-hpo')}); "
+            f"it was made with {made_with}. Install that, or choose another name"
+        ) from None
+    return file.model_copy(update={"budget": Budget(trials=stored_budget(study))})
+
+
+def _enqueue_baselines(study: optuna.Study, file: StudyFile) -> None:
+    there = {trial.user_attrs.get(BASELINE) for trial in study.get_trials(deepcopy=False)}
+    for name, parameters in searched(file).baselines.items():
+        if name not in there:
+            study.enqueue_trial(dict(parameters), user_attrs={BASELINE: name})

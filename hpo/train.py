@@ -1,0 +1,61 @@
+"""What a best.yaml and a study's pairs are for: a trained model, and scores that anybody can check."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+
+from hpo.config import METRICS
+from hpo.config import StudyFile
+from hpo.errors import InputError
+from hpo.export import read_best_file
+from hpo.files import write_text
+from objectives.data import load_data
+from objectives.pairs import grade
+
+
+def train_from_file(path: Path, out: Path) -> None:
+    """The same fine-tuning as the trial's, with a report that prints. Raises InputError if `out` exists."""
+    best, config = read_best_file(path)
+    if out.exists():
+        raise InputError(f"{out} exists; give another folder, or remove it")
+    load_data(config.incidents, config.splits, config.pairs)  # bad input is found before torch is loaded
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+    from objectives.finetune import finetune
+    from objectives.training import Progress
+    from objectives.training import Verdict
+
+    def report(progress: Progress) -> Verdict:
+        print(f"epoch {progress.epoch:6.2f}  spearman {progress.scores['spearman']:.4f}", flush=True)
+        return "go on"
+
+    trained = finetune(config, report)
+    partial = out.with_name(f".{out.name}.partial")
+    trained.save(partial)
+    partial.rename(out)
+    for metric in METRICS:
+        print(f"{metric:16} {trained.result.scores[metric]:.6f}  (in {path.name}: {best.metrics[metric].value:.6f})")
+    print(f"model: {out}")
+
+
+def write_pairs(file: StudyFile, split: str, out: Path) -> int:
+    """CSV with anchor, other, grade and label (1 from the positive grade on); returns the number of pairs."""
+    data = load_data(file.incidents, file.splits, file.pairs)
+    if split == "validation":
+        anchors, others, grades = data.validation.anchors, data.validation.others, data.validation.grades
+    else:
+        anchors, others = data.train.T
+        grades = grade(data.table, file.incidents.columns, anchors, others)
+    texts = np.array(data.table.texts, dtype=object)
+    rows = zip(texts[anchors], texts[others], grades, (grades >= data.positive_grade).astype(int), strict=True)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["anchor", "other", "grade", "label"])
+    writer.writerows(rows)
+    write_text(out, buffer.getvalue())
+    return len(grades)

@@ -1,0 +1,105 @@
+"""The configuration of one trial: every number that decides its result, with defaults in this one place.
+
+Read from bytes (study files, best.yaml, the pipe between worker and trainer), so it is pydantic: frozen, strict,
+unknown keys refused. Imports no torch: the command line and the worker use it too.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+from typing import Literal
+
+from pydantic import BaseModel
+from pydantic import ConfigDict
+from pydantic import Field
+from pydantic import model_validator
+
+STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+GRADES = (0.0, 0.25, 0.5, 1.0)  # other category, same category, same subcategory, linked duplicate
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Columns(BaseModel):
+    """Which columns of the export hold what; `text` columns are joined in order."""
+
+    model_config = STRICT
+    id: str = "number"
+    text: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] = ("short_description", "description")
+    category: str = "category"
+    subcategory: str | None = "subcategory"
+    duplicate_of: str | None = None
+
+
+class Incidents(BaseModel):
+    model_config = STRICT
+    path: str
+    columns: Columns = Columns()
+    sha256: str | None = None  # of the file's bytes; set when a study is created
+
+
+class Splits(BaseModel):
+    """Shares of incident groups held out; the rest trains."""
+
+    model_config = STRICT
+    validation: Share = 0.15
+    test: Share = 0.15
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _leave_some_to_train(self) -> Splits:
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation {self.validation} + test {self.test} leave nothing to train on")
+        return self
+
+
+class Pairs(BaseModel):
+    """Held-out pairs per split (validation, test) and how they are graded; training pairs per epoch.
+
+    The default shares hold 13.5 % positives, as version 4 had, and put the ceiling of graded Spearman at 0.87.
+    """
+
+    model_config = STRICT
+    train: Positive = 20_000
+    held_out: Annotated[int, Field(ge=100)] = 10_000
+    positive_share: Annotated[float, Field(gt=0, lt=1)] = 0.135
+    same_category_share: Share = 0.265
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Pairs:
+        if self.positive_share + self.same_category_share > 1:
+            raise ValueError("positive_share + same_category_share must be at most 1")
+        return self
+
+
+class Training(BaseModel):
+    """What a search varies. Patience counts evaluations, which come at fixed numbers of examples seen."""
+
+    model_config = STRICT
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    batch_size: Annotated[int, Field(ge=2)] = 32
+    epochs: Positive = 3
+    warmup_ratio: Share = 0.1
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    scale: Annotated[float, Field(gt=0)] = 20.0  # inverse temperature of MultipleNegativesRankingLoss
+    patience: Positive | Literal["off"] = "off"
+    min_epochs: Annotated[float, Field(ge=0)] = 0.0
+    eval_every_examples: Positive = 5_000
+
+
+class TrialConfig(BaseModel):
+    """One trial, whole: the same configuration on the same machine gives the same bits."""
+
+    model_config = STRICT
+    incidents: Incidents
+    splits: Splits = Splits()
+    pairs: Pairs = Pairs()
+    model: str
+    max_seq_tokens: Annotated[int, Field(ge=4)] = 128
+    training: Training = Training()
+    seed: int = 0
+    threads: Positive = 1

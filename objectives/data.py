@@ -1,0 +1,39 @@
+"""From the incidents of a study to its training pairs and graded validation pairs. Loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from objectives.config import Incidents
+from objectives.config import Pairs
+from objectives.config import Splits
+from objectives.incidents import IncidentTable
+from objectives.incidents import IntArray
+from objectives.incidents import read_incidents
+from objectives.pairs import GradedPairs
+from objectives.pairs import held_out_pairs
+from objectives.pairs import positive_grade
+from objectives.pairs import split_incidents
+from objectives.pairs import train_pairs
+
+
+@dataclass(frozen=True)
+class Data:
+    table: IncidentTable
+    train: IntArray  # (pairs, 2) incident numbers
+    validation: GradedPairs
+    positive_grade: float
+
+
+@lru_cache(maxsize=1)
+def load_data(incidents: Incidents, splits: Splits, pairs: Pairs) -> Data:
+    """Kept for the next trial of the same process. Raises DataError."""
+    table = read_incidents(incidents)
+    members = split_incidents(table, splits)
+    return Data(
+        table=table,
+        train=train_pairs(table, members["train"], pairs.train, pairs.seed),
+        validation=held_out_pairs(table, incidents.columns, members["validation"], pairs),
+        positive_grade=positive_grade(incidents.columns),
+    )

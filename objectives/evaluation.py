@@ -1,0 +1,140 @@
+"""Scores of similarities against graded labels: pure functions on arrays.
+
+All metrics come from one table of weights (distinct similarity x grade), so that a point estimate (weights of one)
+and a bootstrap replicate (weights from resampling) are the same arithmetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+METRICS = ("spearman", "spearman_binary", "roc_auc", "pr_auc", "f1")
+RESAMPLES = 200
+INTERVAL = (2.5, 97.5)  # percentiles of the bootstrap
+
+
+class Collapsed(ValueError):
+    """All similarities are equal: the ranking says nothing and no Spearman exists."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Pairs sorted into distinct similarities and distinct grades."""
+
+    similarities: FloatArray  # (distinct,), ascending
+    similarity_index: IntArray  # (pairs,) into similarities
+    grades: FloatArray  # (levels,), ascending
+    grade_index: IntArray  # (pairs,) into grades
+    positive_grade: float
+
+
+def rank_pairs(similarities: FloatArray, grades: FloatArray, positive_grade: float) -> Ranking:
+    """similarities, grades: (pairs,). Raises Collapsed for constant or non-finite similarities."""
+    if not np.isfinite(similarities).all() or np.ptp(similarities) == 0:
+        raise Collapsed("all similarities are equal or not finite; the embeddings have collapsed")
+    distinct, similarity_index = np.unique(similarities, return_inverse=True)
+    levels, grade_index = np.unique(grades, return_inverse=True)
+    if not levels[0] < positive_grade <= levels[-1]:
+        raise ValueError(f"grades {levels.tolist()} hold no two classes around {positive_grade}")
+    return Ranking(distinct, similarity_index, levels, grade_index, positive_grade)
+
+
+def score(ranking: Ranking, weights: FloatArray | None = None) -> dict[str, float]:
+    """METRICS and `threshold`, the similarity from which a pair counts as positive at the best F1.
+
+    weights: (pairs,) non-negative, default ones. roc_auc and pr_auc are those of scikit-learn (average precision).
+    """
+    shape = (len(ranking.similarities), len(ranking.grades))
+    cells = ranking.similarity_index * shape[1] + ranking.grade_index
+    table = np.bincount(cells, weights, minlength=shape[0] * shape[1]).astype(np.float64).reshape(shape)
+    is_positive = ranking.grades >= ranking.positive_grade
+    binary = np.stack([table[:, ~is_positive].sum(1), table[:, is_positive].sum(1)], axis=1)
+    f1, threshold = _best_f1(binary, ranking.similarities)
+    return {
+        "spearman": _spearman(table),
+        "spearman_binary": _spearman(binary),
+        "roc_auc": _roc_auc(binary),
+        "pr_auc": _average_precision(binary),
+        "f1": f1,
+        "threshold": threshold,
+    }
+
+
+def bootstrap_intervals(
+    ranking: Ranking, anchors: IntArray, others: IntArray, seed: int
+) -> dict[str, tuple[float, float]]:
+    """95 % percentile intervals by resampling incidents, not pairs: pairs that share an incident are not independent.
+
+    anchors, others: (pairs,) incident numbers. A pair's weight is the product of how often its two were drawn.
+    """
+    rng = np.random.default_rng(seed)
+    incidents, index = np.unique(np.concatenate([anchors, others]), return_inverse=True)
+    a, b = index[: len(anchors)], index[len(anchors) :]
+    replicates = []
+    for _ in range(RESAMPLES):
+        drawn = np.bincount(rng.integers(len(incidents), size=len(incidents)), minlength=len(incidents))
+        replicates.append(score(ranking, (drawn[a] * drawn[b]).astype(np.float64)))
+    return {m: tuple(np.percentile([r[m] for r in replicates], INTERVAL).tolist()) for m in METRICS}
+
+
+def ceilings(grades: FloatArray, positive_grade: float) -> dict[str, float]:
+    """The most each metric can be when similarities are untied: only Spearman is held down, by ties of the labels."""
+    binary = (grades >= positive_grade).astype(np.float64)
+    return {
+        "spearman": spearman_ceiling(grades),
+        "spearman_binary": spearman_ceiling(binary),
+        "roc_auc": 1.0,
+        "pr_auc": 1.0,
+        "f1": 1.0,
+    }
+
+
+def spearman_ceiling(labels: FloatArray) -> float:
+    """sqrt(1 - sum(t^3 - t) / (n^3 - n)) over groups of t equal labels; tends to sqrt(1 - sum p^3)."""
+    tied = np.unique(labels, return_counts=True)[1].astype(np.float64)
+    n = tied.sum()
+    return float(np.sqrt(1 - (tied**3 - tied).sum() / (n**3 - n)))
+
+
+def _midranks(counts: FloatArray) -> FloatArray:
+    """Mean rank of each group of ties, centred: counts ascending by value."""
+    ranks: FloatArray = np.cumsum(counts) - counts / 2 - counts.sum() / 2
+    return ranks
+
+
+def _spearman(table: FloatArray) -> float:
+    by_similarity, by_label = table.sum(1), table.sum(0)
+    x, y = _midranks(by_similarity), _midranks(by_label)
+    return float(x @ table @ y / np.sqrt((by_similarity @ x**2) * (by_label @ y**2)))
+
+
+def _roc_auc(binary: FloatArray) -> float:
+    negatives, positives = binary.T
+    negatives_below = np.cumsum(negatives) - negatives / 2
+    return float(positives @ negatives_below / (positives.sum() * negatives.sum()))
+
+
+def _at_least(counts: FloatArray) -> FloatArray:
+    """Sums from each similarity upwards."""
+    sums: FloatArray = np.cumsum(counts[::-1])[::-1]
+    return sums
+
+
+def _average_precision(binary: FloatArray) -> float:
+    found, retrieved = _at_least(binary[:, 1]), _at_least(binary.sum(1))
+    return float(binary[:, 1] @ (found / np.maximum(retrieved, 1)) / found[0])
+
+
+def _best_f1(binary: FloatArray, similarities: FloatArray) -> tuple[float, float]:
+    found, retrieved = _at_least(binary[:, 1]), _at_least(binary.sum(1))
+    f1 = 2 * found / (retrieved + found[0])
+    best = int(np.argmax(f1))
+    # Half-way to the next similarity below, so that rounding in another program flips no pair.
+    threshold = similarities[max(best - 1, 0) : best + 1].mean()
+    return float(f1[best]), float(threshold)

