@@ -107,9 +107,13 @@ def searched(file: StudyFile) -> SpaceWithBaselines:
 
 
 def fingerprint(file: StudyFile) -> str:
-    """SHA-256 of everything that decides what a trial is. Budget and targets may change while a study lives."""
-    content = file.model_dump(mode="json", exclude={"budget", "targets"})
+    """SHA-256 of everything that decides what a trial is: not of budget and targets, nor of where the data lie."""
+    content = identity(file)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def identity(file: StudyFile) -> dict[str, Any]:
+    return file.model_dump(mode="json", exclude={"budget": True, "targets": True, "incidents": {"path"}})
 
 
 def _space(file: StudyFile, path: Path) -> SpaceWithBaselines:

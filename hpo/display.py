@@ -31,7 +31,7 @@ def status_line(snapshot: Snapshot) -> str:
     parts = [f"{snapshot.study}: {snapshot.finished}/{snapshot.budget} trials", f"{counts['running']} running"]
     parts += [f"{counts[state]} {state}" for state in ("pruned", "failed") if counts[state]]
     if snapshot.best_spearman is not None:
-        parts.append(f"best {snapshot.best_spearman:.3f}")
+        parts.append(f"best {snapshot.best_spearman:.3f} (trial {snapshot.best_trial})")
     if snapshot.time_left_s is not None and snapshot.finished < snapshot.budget:
         parts.append(f"{_duration(snapshot.time_left_s)} left")
     return ", ".join(parts)
@@ -39,7 +39,8 @@ def status_line(snapshot: Snapshot) -> str:
 
 def live_view(snapshot: Snapshot) -> RenderableType:
     """A bar, the status line, and one line for each running trial."""
-    bar = ProgressBar(total=snapshot.budget, completed=snapshot.finished)
+    bar = Table.grid(expand=True)  # a bare ProgressBar ends without a line break
+    bar.add_row(ProgressBar(total=snapshot.budget, completed=snapshot.finished))
     return Group(bar, Text(status_line(snapshot), no_wrap=True, overflow="ellipsis"), *running_lines(snapshot))
 
 
@@ -78,7 +79,7 @@ def verdicts(rows: list[Comparison]) -> list[str]:
 
 def _verdict(row: Comparison, target: float) -> str:
     if target > row.ceiling:
-        return f"target {target:.2f} is above the ceiling {row.ceiling:.2f} of these labels; no model can reach it"
+        return f"target {target:.2f} is out of reach: these labels allow {row.ceiling:.2f} at most"
     if row.best >= target:
         return f"target {target:.2f} met ({row.best:.3f})"
     return f"target {target:.2f} not met ({row.best:.3f})"

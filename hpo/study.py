@@ -13,7 +13,7 @@ from sqlalchemy import URL
 
 from hpo.config import Budget
 from hpo.config import StudyFile
-from hpo.config import fingerprint
+from hpo.config import identity
 from hpo.config import searched
 from hpo.errors import InputError
 from hpo.errors import SetupError
@@ -38,12 +38,11 @@ def create_study(url: URL, storage: optuna.storages.BaseStorage, file: StudyFile
         else:
             study = optuna.create_study(study_name=file.name, storage=storage, direction="maximize")
         _enqueue_baselines(study, file)
-        attributes = storage.get_study_system_attrs(study._study_id)
         storage.set_study_system_attr(study._study_id, BUDGET, file.budget.trials)
-        if CONFIG not in attributes:
+        if VERSIONS not in storage.get_study_system_attrs(study._study_id):
             storage.set_study_system_attr(study._study_id, VERSIONS, installed_versions())
-            # Last, as it marks the study as made.
-            storage.set_study_system_attr(study._study_id, CONFIG, file.model_dump_json())
+        # Last, as it marks the study as made; again each time, as targets and the place of the data may change.
+        storage.set_study_system_attr(study._study_id, CONFIG, file.model_dump_json())
     return study
 
 
@@ -95,11 +94,10 @@ def _refuse_other(study: optuna.Study, file: StudyFile) -> None:
     if CONFIG not in study._storage.get_study_system_attrs(study._study_id) and not study.get_trials(deepcopy=False):
         return  # its maker died before it was done
     stored = _stored_file(study)
-    if fingerprint(stored) != fingerprint(file):
-        differing = [key for key in StudyFile.model_fields if getattr(stored, key) != getattr(file, key)]
-        changed = ", ".join(key for key in differing if key not in ("budget", "targets"))
+    before, now = identity(stored), identity(file)
+    if changed := [key for key in now if now[key] != before[key]]:
         raise InputError(
-            f"study {file.name!r} exists with another configuration ({changed} differ). "
+            f"study {file.name!r} exists with another configuration (other {', '.join(changed)}). "
             "Give the file another name, or run the file that the study was made from"
         )
 

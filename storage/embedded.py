@@ -79,7 +79,8 @@ def start(home: Path) -> str:
             _bring_up(place)
     except (OSError, psycopg2.Error) as error:
         reason = str(error).partition("\n")[0]
-        raise ServerError(f"No PostgreSQL in {place.base}: {reason}\nIts log is {place.log}") from error
+        cause = f"No PostgreSQL in {place.base}: {reason}"
+        raise ServerError(f"{cause}\nMend that and start again; log: {place.log}") from error
     return url(home)
 
 
@@ -105,9 +106,10 @@ def _place(home: Path) -> _Place:
     digest = hashlib.sha256(os.fsencode(home)).hexdigest()[:16]
     base, elsewhere = home / "postgresql", SYSTEM_HOME / digest
     # What exists decides first: a later chmod of a parent must not make the data look lost.
-    reachable = all(part.stat().st_mode & stat.S_IXOTH for part in (home, *home.parents) if part.exists())
-    if os.getuid() == 0 and not base.exists() and (elsewhere.exists() or not reachable):
-        base = elsewhere
+    if os.getuid() == 0 and not base.exists():
+        parts = [part for part in (home, *home.parents) if part.exists()]
+        if elsewhere.exists() or not all(part.stat().st_mode & stat.S_IXOTH for part in parts):
+            base = elsewhere
     sockets = base / "socket"
     # Linux allows 107 bytes; libpq splits at commas, SQLAlchemy at colons. Sharers may differ in TMPDIR.
     if len(os.fsencode(sockets / SOCKET_NAME)) > 107 or not re.fullmatch(r"[\w./ -]+", str(sockets)):

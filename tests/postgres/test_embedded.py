@@ -106,12 +106,16 @@ def starter(home: Path, more: str = "") -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def wait_until_gone(process: psutil.Process) -> None:
+def wait_until(process: psutil.Process, status: str) -> None:
     deadline = time.monotonic() + 10
+    while process.status() != status:
+        assert time.monotonic() < deadline, f"{process} is not {status}"
+        time.sleep(0.01)
+
+
+def wait_until_gone(process: psutil.Process) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
-        while process.status() != psutil.STATUS_ZOMBIE:
-            assert time.monotonic() < deadline, f"{process} is still there"
-            time.sleep(0.01)
+        wait_until(process, psutil.STATUS_ZOMBIE)
 
 
 def kill_postmaster_with_a_child_paused(home: Path) -> psutil.Process:
@@ -119,9 +123,9 @@ def kill_postmaster_with_a_child_paused(home: Path) -> psutil.Process:
     leader = postmaster(home)
     child = leader.children()[0]
     child.suspend()
+    wait_until(child, psutil.STATUS_STOPPED)
     leader.kill()
     wait_until_gone(leader)
-    assert child.status() == psutil.STATUS_STOPPED
     return child
 
 

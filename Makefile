@@ -1,0 +1,38 @@
+# Each target does its own set-up: any of them works as the first command on a fresh clone.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: help setup demo test lint bench chaos
+help:
+	@echo 'make demo   search a model on synthetic incidents and export the best (3 minutes after installation)'
+	@echo 'make test   run the tests         make lint   check style, types and imports'
+	@echo 'make bench  compare with peers    make chaos  run the long form of the fault tests'
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev,browser]'
+	touch $@
+
+demo: setup examples/incidents.csv
+	$(BIN)/hpo run examples/demo.yaml
+
+examples/incidents.csv: | setup
+	$(BIN)/hpo demo-data -o $@
+
+test: setup
+	$(BIN)/python -m pytest -q -m 'not chaos'
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python -m bench.training_loop
+
+chaos: setup
+	$(BIN)/python -m pytest -q -m chaos

@@ -1,0 +1,159 @@
+"""Databases, rows and real processes for the tests of the service."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from signal import SIGKILL
+
+import psycopg2
+import pytest
+from sqlalchemy import URL
+
+REPOSITORY = Path(__file__).parents[2]
+CANARY = "Kanarienvogel"  # in every ticket of canary_study, nowhere else
+NUMBERS = count()
+TIMEOUT_S = 120
+
+Query = Callable[..., list[tuple[object, ...]]]
+Start = Callable[..., subprocess.Popen[str]]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+AtOnce = Callable[..., list[str]]
+
+
+@pytest.fixture(scope="session")
+def query() -> Query:
+    """query(url, statement, *values): rows, each statement its own transaction."""
+
+    def run(url: URL, statement: str, *values: object) -> list[tuple[object, ...]]:
+        connection = psycopg2.connect(host=url.query["host"], user="postgres", dbname=url.database)
+        connection.autocommit = True
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(statement, values or None)
+                return cursor.fetchall() if cursor.description else []
+        finally:
+            connection.close()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def rows(query: Query) -> Callable[[URL], dict[str, list[str]]]:
+    """Every row of every table, as text."""
+
+    def dump(url: URL) -> dict[str, list[str]]:
+        tables = query(url, "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
+        return {str(name): [str(row) for row, in query(url, f"SELECT t::text FROM {name} t ORDER BY 1")] for name, in tables}
+
+    return dump
+
+
+@pytest.fixture
+def empty_database(server_url: URL, query: Query) -> Iterator[URL]:
+    """A database without any table."""
+    yield from _database(server_url, query, "template0")
+
+
+@pytest.fixture(scope="module")
+def module_database(server_url: URL, query: Query) -> Iterator[URL]:
+    """A database with Optuna's tables, for all tests of a module."""
+    yield from _database(server_url, query, "with_tables")
+
+
+def _database(server_url: URL, query: Query, template: str) -> Iterator[URL]:
+    name = f"made_{next(NUMBERS)}"
+    query(server_url, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield server_url.set(database=name)
+    query(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+def start() -> Iterator[Start]:
+    """start(url, *arguments): `python ...` with HPO_STORAGE, in a session of its own; killed at the module's end."""
+    started = []
+
+    def popen(url: URL, *arguments: str | Path, cwd: Path = REPOSITORY, **environment: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            cwd=cwd,
+            env=os.environ | {"HPO_STORAGE": url.render_as_string(hide_password=False)} | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield popen
+    for process in started:
+        with suppress(ProcessLookupError), process:
+            os.killpg(process.pid, SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def hpo(start: Start) -> Run:
+    """hpo(url, *arguments): the command line as a process; standard output and error together in `stdout`."""
+
+    def run(url: URL, *arguments: str | Path, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+        process = start(url, "-m", "hpo", *arguments, cwd=cwd)
+        output = process.communicate(timeout=TIMEOUT_S)[0]
+        return subprocess.CompletedProcess(process.args, process.returncode, output)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def at_once(start: Start) -> AtOnce:
+    """at_once(url, script): what each of eight processes printed after `go()`, which returns for all at once."""
+
+    def run(url: URL, script: str, *arguments: str | Path) -> list[str]:
+        gate = "def go():\n    print('ready', flush=True)\n    input()\n"
+        processes = [start(url, "-c", gate + script, *arguments) for _ in range(8)]
+        assert [process.stdout and process.stdout.readline() for process in processes] == ["ready\n"] * 8
+        for process in processes:
+            assert process.stdin
+            process.stdin.write("\n")
+            process.stdin.flush()
+        outputs = [process.communicate(timeout=TIMEOUT_S)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0] * 8, outputs
+        return outputs
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def canary_study(tmp_path_factory: pytest.TempPathFactory, incidents_csv: Path) -> Path:
+    """A study of three short trials; a distinctive word stands in every ticket, a baseline outside of the bounds."""
+    folder = tmp_path_factory.mktemp("study")
+    with incidents_csv.open(newline="", encoding="utf-8") as file:
+        tickets = [row | {"description": f"{CANARY} {row['description']}"} for row in csv.DictReader(file)]
+    with (folder / "incidents.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, tickets[0].keys())
+        writer.writeheader()
+        writer.writerows(tickets)
+    (folder / "study.yaml").write_text(STUDY)
+    return folder / "study.yaml"
+
+
+STUDY = """name: small
+incidents: {path: incidents.csv, columns: {duplicate_of: duplicate_of}}
+pairs: {train: 400, held_out: 1000}
+training: {eval_every_examples: 200}
+space:
+  parameters:
+    learning_rate: {type: float, low: 1e-3, high: 0.1, log: true}
+    epochs: {type: int, low: 1, high: 2}
+  baselines:
+    v4: {learning_rate: 1e-5, epochs: 8}
+budget: {trials: 3}
+"""

@@ -1,0 +1,100 @@
+"""Opening the database: whatever goes wrong is said in a sentence, and never with the password."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+from sqlalchemy import URL
+from sqlalchemy import make_url
+
+from storage.engine import StorageError
+from storage.engine import open_storage
+from storage.engine import parse_url
+
+SECRET = "p%41{x}@:/ä"
+OPEN = """
+from hpo.connect import storage_url
+from storage.engine import open_storage
+go()
+open_storage(storage_url()).get_all_studies()
+"""
+
+
+@pytest.fixture(scope="module")
+def guarded(server_url: URL, query: Callable[..., list[tuple[str]]]) -> URL:
+    """The URL of a user whom the server lets in by password alone."""
+    query(server_url, "CREATE ROLE guarded SUPERUSER LOGIN PASSWORD %s", SECRET)
+    rules = Path(query(server_url, "SHOW hba_file")[0][0])
+    rules.write_text(f"local all guarded scram-sha-256\n{rules.read_text()}")
+    query(server_url, "SELECT pg_reload_conf()")
+    return server_url.set(username="guarded", password=SECRET)
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2"])
+def test_bare_postgresql_means_psycopg2(scheme: str) -> None:
+    url = parse_url(f"{scheme}://somebody@db.example/hpo")
+    assert url.drivername == "postgresql+psycopg2"
+    assert (url.username, url.host, url.database) == ("somebody", "db.example", "hpo")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["sqlite:///hpo.db", "mysql://u:canary@h/d", "postgresql+asyncpg://u:canary@h/d", "canary", "", "postgresql:canary"]
+    + ["postgresql://u:canary@h:port/d", "postgresql://u:canary@[h/d", "https://u:canary@h/d"],
+)
+def test_anything_but_a_url_of_postgresql_is_refused_with_the_form_expected(text: str) -> None:
+    with pytest.raises(StorageError, match=r"expected postgresql\+psycopg2://USER@HOST/DATABASE") as caught:
+        parse_url(text)
+    assert "canary" not in "".join(traceback.format_exception(caught.value))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"password": "canary"}, "password authentication failed"),
+        ({"database": "nowhere", "password": "canary", "username": "postgres"}, 'database "nowhere" does not exist'),
+        ({"query": {}, "host": "127.0.0.1", "port": 1, "password": "canary"}, "Connection refused"),
+        ({"query": {"password": "canary", "host": "127.0.0.1", "port": "1"}, "password": None}, "Connection refused"),
+    ],
+    ids=["wrong password", "unknown database", "refused port", "password among the options"],
+)
+def test_password_is_in_no_message(guarded: URL, change: dict[str, object], reason: str) -> None:
+    url = guarded.set(**change)  # type: ignore[arg-type]
+    with pytest.raises(StorageError, match=reason) as caught:
+        open_storage(parse_url(url.render_as_string(hide_password=False)))
+    assert "canary" not in "".join(traceback.format_exception(caught.value))
+    assert "\n" not in str(caught.value)
+
+
+def test_password_with_percent_and_braces_opens_the_storage(guarded: URL, database: URL) -> None:
+    url = guarded.set(database=database.database)
+    assert open_storage(parse_url(url.render_as_string(hide_password=False))).get_all_studies() == []
+    assert make_url(url.render_as_string(hide_password=False)).password == SECRET
+
+
+def test_eight_processes_opening_an_empty_database_make_one_schema(
+    empty_database: URL, database: URL, at_once: Callable[..., list[str]], rows: Callable[[URL], dict[str, list[str]]]
+) -> None:
+    assert at_once(empty_database, OPEN) == [""] * 8
+    assert rows(empty_database) == rows(database)
+
+
+def test_read_only_storage_reads_and_cannot_write(
+    database: URL, rows: Callable[[URL], dict[str, list[str]]]
+) -> None:
+    study = optuna.create_study(study_name="there", storage=open_storage(database))
+    before = rows(database)
+    storage = open_storage(database, read_only=True)
+    assert optuna.get_all_study_names(storage) == ["there"]
+    with pytest.raises(optuna.exceptions.StorageInternalError):
+        optuna.create_study(study_name="new", storage=storage)
+    with pytest.raises(optuna.exceptions.StorageInternalError):
+        storage.create_new_trial(study._study_id)
+    with pytest.raises(optuna.exceptions.StorageInternalError):
+        storage.delete_study(study._study_id)
+    assert rows(database) == before

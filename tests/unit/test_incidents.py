@@ -1,0 +1,133 @@
+"""Reading a ticket export: nothing is guessed, and what cannot be read is named with file and line."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from objectives.config import Columns
+from objectives.config import Incidents
+from objectives.incidents import DataError
+from objectives.incidents import IncidentTable
+from objectives.incidents import file_sha256
+from objectives.incidents import read_incidents
+
+HEADER = "number,short_description,description,category,subcategory,duplicate_of\n"
+ONE = "1,mail down,since noon,software,mail,\n"
+TWO = "2,no sound,,hardware,audio,\n"
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Path:
+    return tmp_path / "incidents.csv"
+
+
+def read(path: Path, content: str | bytes, sha256: str | None = None) -> IncidentTable:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_incidents(Incidents(path=str(path), columns=Columns(duplicate_of="duplicate_of"), sha256=sha256))
+
+
+def refusal(path: Path, content: str | bytes, sha256: str | None = None) -> str:
+    with pytest.raises(DataError) as refused:
+        read(path, content, sha256)
+    assert str(refused.value).startswith(str(path))
+    assert len(str(refused.value).splitlines()) == 1
+    return str(refused.value).removeprefix(str(path))
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_column(export: Path) -> None:
+    assert read(export, b"\xef\xbb\xbf" + (HEADER + ONE).encode()).ids == ["1"]
+
+
+def test_gzip_is_read_by_its_suffix(tmp_path: Path) -> None:
+    assert read(tmp_path / "incidents.csv.gz", gzip.compress((HEADER + ONE).encode())).texts == ["mail down since noon"]
+
+
+def test_an_error_after_quoted_line_breaks_names_the_right_line(export: Path) -> None:
+    quoted = '1,"mail\ndown","since\r\nnoon",software,mail,\n'
+    assert refusal(export, HEADER + quoted + "2,short\n").startswith(":5: found 2 fields, the header has 6")
+
+
+@pytest.mark.parametrize("row", ["2,a,b,c,d\n", "2,a,b,c,d,,\n"])
+def test_too_few_or_too_many_fields_name_the_line(export: Path, row: str) -> None:
+    assert refusal(export, HEADER + ONE + row).startswith(":3: found")
+
+
+def test_a_missing_column_is_named_with_the_columns_there_are(export: Path) -> None:
+    message = refusal(export, HEADER.replace("category,", "kind,", 1) + ONE)
+    assert message.startswith(":1: no column 'category'; the file has number, short_description, description, kind")
+
+
+def test_a_repeated_id_names_its_line(export: Path) -> None:
+    assert refusal(export, HEADER + ONE + TWO + ONE) == ":4: id '1' is empty or not unique"
+
+
+def test_two_columns_of_one_name_are_refused(export: Path) -> None:
+    assert refusal(export, HEADER.replace("subcategory", "category")).startswith(":1: two columns")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "no column"),
+        (HEADER, "none of 0 rows"),
+        ((HEADER + ONE).encode() + "2,Büro,,x,y,\n".encode("latin-1"), "not a CSV file in UTF-8"),
+        (HEADER + '1,"never closed,,x,y,\n', "not a CSV file"),
+        (HEADER + ONE.replace("mail down", "m" * (1 << 21)), "not a CSV file"),
+    ],
+    ids=["empty file", "header only", "not UTF-8", "open quote", "huge field"],
+)
+def test_a_broken_file_is_refused(export: Path, content: str | bytes, complaint: str) -> None:
+    assert complaint in refusal(export, content)
+
+
+@pytest.mark.parametrize("keep", [-20, 5])
+def test_a_truncated_gzip_is_refused(tmp_path: Path, keep: int) -> None:
+    rows = "".join(ONE.replace("1", str(number)) for number in range(500))
+    assert ": cannot be read" in refusal(tmp_path / "incidents.csv.gz", gzip.compress((HEADER + rows).encode())[:keep])
+
+
+def test_a_file_that_is_not_there_is_named(export: Path) -> None:
+    with pytest.raises(DataError, match=f"{export}: cannot be read .No such file"):
+        read_incidents(Incidents(path=str(export)))
+
+
+def test_values_stay_as_written(export: Path) -> None:
+    table = read(export, HEADER + "007,None,,NA,null,\n7,nan,,None,NA,\n")
+    assert (table.ids, table.texts) == (["007", "7"], ["None", "nan"])
+    assert len(set(table.category)) == len(set(table.subcategory)) == 2
+
+
+def test_other_bytes_than_the_study_was_made_with_are_refused(export: Path) -> None:
+    read(export, HEADER + ONE)
+    sha256 = file_sha256(export)
+    assert len(read(export, HEADER + ONE, sha256)) == 1
+    assert "SHA-256" in refusal(export, HEADER + ONE + TWO, sha256)
+
+
+def test_a_link_to_an_unknown_incident_is_ignored(export: Path) -> None:
+    table = read(export, HEADER + "1,a,,x,y,\n2,b,,x,y,1\n3,c,,x,y,99\n")
+    assert table.cluster[0] == table.cluster[1] != table.cluster[2]
+
+
+def test_texts_equal_but_for_unicode_form_case_and_spacing_share_a_group(export: Path) -> None:
+    table = read(export, HEADER + "1,Straße  ﬁle,,x,y,\n2,STRASSE,FILE,z,y,\n3,other,,x,y,\n")
+    assert table.group[0] == table.group[1] != table.group[2]
+    assert table.cluster[0] != table.cluster[1]
+
+
+def test_groups_are_closed_over_links_and_equal_texts(export: Path) -> None:
+    table = read(export, HEADER + "1,a,,x,y,\n2,b,,x,y,1\n3,B,,x,y,\n4,c,,x,y,3\n5,d,,x,y,\n")
+    assert len(set(table.group[:4])) == 1
+    assert table.group[4] != table.group[0]
+
+
+def test_rows_without_text_or_category_are_dropped_and_counted(export: Path) -> None:
+    table = read(export, HEADER + ONE + "2, , ,x,y,\n3,text,, ,y,\n" + TWO.replace("2", "4"))
+    assert (table.ids, table.dropped) == (["1", "4"], 2)
+
+
+def test_equal_names_of_subcategories_differ_between_categories_and_an_empty_one_is_unknown(export: Path) -> None:
+    table = read(export, HEADER + "1,a,,x,other,\n2,b,,z,other,\n3,c,,z,,\n")
+    assert table.subcategory[0] != table.subcategory[1]
+    assert table.subcategory[2] == -1

@@ -1,0 +1,202 @@
+"""Splits, grades and pairs: nothing leaks, shares are as declared, and nothing enumerates all pairs."""
+
+import time
+import tracemalloc
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from objectives.config import Columns
+from objectives.config import Incidents
+from objectives.config import Pairs
+from objectives.config import Splits
+from objectives.data import load_data
+from objectives.incidents import DataError
+from objectives.incidents import IncidentTable
+from objectives.incidents import IntArray
+from objectives.incidents import read_incidents
+from objectives.pairs import grade
+from objectives.pairs import held_out_pairs
+from objectives.pairs import positive_grade
+from objectives.pairs import split_incidents
+from objectives.pairs import train_pairs
+
+COLUMNS = Columns(duplicate_of="duplicate_of")
+few = settings(derandomize=True, max_examples=25, deadline=None, database=None)
+
+
+def make_table(
+    category: Sequence[int], subcategory: Sequence[int], text: Sequence[int] = (), cluster: Sequence[int] = ()
+) -> IncidentTable:
+    """Without texts and clusters, every incident has its own."""
+    size = len(category)
+    own = np.arange(size)
+    return IncidentTable(
+        ids=[str(number) for number in own],
+        texts=[f"text {number}" for number in own],
+        category=np.array(category),
+        subcategory=np.array(subcategory),
+        text_number=np.array(text) if len(text) else own,
+        cluster=np.array(cluster) if len(cluster) else own,
+        group=np.array(cluster) if len(cluster) else own,
+        dropped=0,
+    )
+
+
+def large_table(size: int = 40_000, seed: int = 0) -> IncidentTable:
+    """Ten categories of ten subcategories; one incident in twenty is a duplicate of the one before."""
+    rng = np.random.default_rng(seed)
+    subcategory = rng.integers(100, size=size)
+    cluster = np.cumsum(rng.random(size) > 0.05) - 1
+    return make_table(subcategory // 10, subcategory, cluster=cluster - cluster.min())
+
+
+def unordered(ends: IntArray) -> set[tuple[int, ...]]:
+    return {tuple(sorted(pair)) for pair in ends.tolist()}
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=100), st.integers(0, 99))
+@few
+def test_every_incident_is_in_one_split_and_no_group_is_divided(groups: list[int], seed: int) -> None:
+    dense = np.unique(groups, return_inverse=True)[1]
+    table = make_table(dense, dense, cluster=dense)
+    members = split_incidents(table, Splits(validation=0.3, test=0.2, seed=seed))
+    assert sorted(np.concatenate(list(members.values()))) == list(range(len(groups)))
+    inside = [set(dense[numbers]) for numbers in members.values()]
+    assert sum(map(len, inside)) == len(set.union(*inside))
+
+
+def test_splits_of_incidents_that_are_linked_or_equal_share_nothing(incidents_csv: Path) -> None:
+    table = read_incidents(Incidents(path=str(incidents_csv), columns=COLUMNS))
+    train, validation, test = (split_incidents(table, Splits())[name] for name in ("train", "validation", "test"))
+    assert len(set(table.cluster)) < len(table)
+    assert len(set(table.text_number)) < len(table)
+    for of_group in (table.cluster, table.text_number):
+        assert not set(of_group[train]) & set(of_group[validation])
+        assert not set(of_group[test]) & set(of_group[train]) | set(of_group[test]) & set(of_group[validation])
+
+
+def test_splits_have_their_declared_shares_and_follow_their_seed() -> None:
+    table = large_table()
+    members, other = (split_incidents(table, Splits(validation=0.2, test=0.1, seed=seed)) for seed in (0, 1))
+    shares = {name: len(numbers) / len(table) for name, numbers in members.items()}
+    assert shares == pytest.approx({"train": 0.7, "validation": 0.2, "test": 0.1}, abs=0.01)
+    assert not np.array_equal(members["test"], other["test"])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [(0, 1, 0.5), (0, 2, 0.25), (0, 4, 0.0), (0, 3, np.nan), (3, 4, 0.0), (3, 7, np.nan), (5, 6, 1.0), (0, 5, 0.0)],
+    ids=["subcategory", "category", "other", "unknown", "unknown elsewhere", "both unknown", "linked", "other again"],
+)
+def test_grades_follow_the_ladder(one: int, other: int, expected: float) -> None:
+    table = make_table([0, 0, 0, 0, 1, 1, 0, 0], [0, 0, 1, -1, 2, 2, 1, -1], cluster=[0, 1, 2, 3, 4, 5, 5, 6])
+    graded = grade(table, COLUMNS, np.array([one]), np.array([other]))
+    assert graded.tolist() == pytest.approx([expected], nan_ok=True)
+
+
+def test_held_out_pairs_have_their_declared_shares() -> None:
+    table, config = large_table(4_000), Pairs(held_out=5_000, positive_share=0.2, same_category_share=0.3)
+    pairs = held_out_pairs(table, COLUMNS, np.arange(4_000), config)
+    shares = [np.mean(pairs.grades >= 0.5), np.mean(pairs.grades == 0.25), np.mean(pairs.grades == 0)]
+    assert len(pairs.grades) == 5_000
+    assert shares == pytest.approx([0.2, 0.3, 0.5], abs=0.001)
+    assert 0 < np.mean(pairs.grades == 1.0) <= 0.1
+
+
+def test_held_out_pairs_are_of_members_each_once_none_with_itself_none_without_a_grade() -> None:
+    table = large_table(600)
+    table.subcategory[::3] = -1
+    members = np.arange(100, 400)
+    pairs = held_out_pairs(table, COLUMNS, members, Pairs(held_out=3_000))
+    ends = np.stack([pairs.anchors, pairs.others], axis=1)
+    assert np.isin(ends, members).all()
+    assert len(unordered(ends)) == len(ends)
+    assert (ends[:, 0] != ends[:, 1]).all()
+    assert np.array_equal(pairs.grades, grade(table, COLUMNS, *ends.T))
+
+
+@pytest.mark.parametrize(
+    ("category", "subcategory"),
+    [(np.arange(400) // 4, np.arange(400) // 2), (np.arange(400) // 100, np.maximum(np.arange(400), 8))],
+    ids=["few share a category", "few share a subcategory"],
+)
+def test_a_scarce_grade_shrinks_all_and_keeps_the_shares(category: IntArray, subcategory: IntArray) -> None:
+    table = make_table(category.tolist(), subcategory.tolist())
+    pairs = held_out_pairs(table, COLUMNS, np.arange(400), Pairs(held_out=10_000))
+    total = len(pairs.grades)
+    counts = [np.sum(pairs.grades >= 0.5), np.sum(pairs.grades == 0.25), np.sum(pairs.grades == 0)]
+    assert 0 < total < 2_000
+    assert counts == pytest.approx([0.135 * total, 0.265 * total, 0.6 * total], abs=2)
+
+
+def test_without_subcategories_equal_category_is_the_positive_grade() -> None:
+    columns = Columns(subcategory=None)
+    table = make_table(np.arange(300) // 30, np.arange(300) // 30)
+    pairs = held_out_pairs(table, columns, np.arange(300), Pairs(held_out=1_000))
+    assert set(pairs.grades) == {0.0, 0.25}
+    assert np.mean(pairs.grades >= positive_grade(columns)) == pytest.approx(0.135, abs=0.01)
+
+
+@pytest.mark.parametrize("category", [[0] * 200, list(range(200))], ids=["no negative", "no positive"])
+def test_a_split_of_one_class_of_pairs_is_refused(category: list[int]) -> None:
+    with pytest.raises(DataError, match="no positive or no negative pair"):
+        held_out_pairs(make_table(category, category), COLUMNS, np.arange(200), Pairs())
+
+
+@given(st.lists(st.tuples(st.integers(-1, 5), st.integers(0, 20)), min_size=8, max_size=60), st.integers(0, 99))
+@few
+def test_training_pairs_share_a_label_and_differ_in_text(rows: list[tuple[int, int]], seed: int) -> None:
+    subcategory, text = np.array(rows).T
+    table = make_table(subcategory // 2, subcategory, text=text)
+    try:
+        ends = train_pairs(table, np.arange(len(rows)), 200, seed)
+    except DataError:
+        known = {row for row in rows if row[0] >= 0}
+        assert len(known) == len({label for label, _ in known})  # indeed no label with two texts
+        return
+    a, b = ends.T
+    assert (text[a] != text[b]).all()
+    assert ((subcategory[a] == subcategory[b]) & (subcategory[a] >= 0)).all()
+    assert len(unordered(ends)) == len(ends)
+
+
+def test_linked_incidents_of_other_subcategories_are_training_pairs_too() -> None:
+    table = make_table([0, 1, 2, 3], [0, 1, 2, -1], cluster=[0, 0, 1, 1])
+    assert unordered(train_pairs(table, np.arange(4), 10, seed=0)) == {(0, 1), (2, 3)}
+
+
+def test_nothing_to_learn_from_is_refused() -> None:
+    with pytest.raises(DataError, match="nothing to learn from"):
+        train_pairs(make_table([0, 0, 0], [0, 1, 2]), np.arange(3), 100, seed=0)
+
+
+def test_pairs_are_a_function_of_the_seed() -> None:
+    table = large_table(2_000)
+    first, same, other = (train_pairs(table, np.arange(2_000), 500, seed) for seed in (0, 0, 1))
+    assert np.array_equal(first, same)
+    assert len(unordered(first) & unordered(other)) < 100
+
+
+def test_training_pairs_and_validation_pairs_have_no_incident_in_common(incidents_csv: Path) -> None:
+    data = load_data(Incidents(path=str(incidents_csv), columns=COLUMNS), Splits(), Pairs(train=2_000, held_out=1_000))
+    validation = np.concatenate([data.validation.anchors, data.validation.others])
+    assert not set(data.table.group[data.train.ravel()]) & set(data.table.group[validation])
+
+
+def test_twenty_thousand_pairs_of_forty_thousand_incidents_take_little_time_and_memory() -> None:
+    table, members = large_table(), np.arange(40_000)
+    tracemalloc.start()
+    started = time.process_time()
+    ends = train_pairs(table, members, 20_000, seed=0)
+    pairs = held_out_pairs(table, COLUMNS, members, Pairs(held_out=10_000))
+    seconds, peak = time.process_time() - started, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (len(ends), len(pairs.grades)) == (20_000, 10_000)
+    assert seconds < 2
+    assert peak < 64e6  # all pairs of equal subcategory would take 128 MB
