@@ -147,17 +147,19 @@ def dashboard(port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0
 @app.command("demo-data")
 def demo_data(
     out: Annotated[Path, typer.Option("-o", help="CSV file to write.")],
-    incidents: Annotated[int, typer.Option(min=1)] = 4000,
+    incidents: Annotated[int | None, typer.Option(min=1, help="How many; default 4000.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Write synthetic incidents to try the service with.
 
     Example: hpo demo-data -o incidents.csv --incidents 1000
     """
+    from objectives.demo_incidents import DEFAULT_INCIDENTS
     from objectives.demo_incidents import write_demo_incidents
 
-    write_demo_incidents(out, incidents, seed)
-    print(f"{incidents} incidents: {out}")
+    size = incidents or DEFAULT_INCIDENTS
+    write_demo_incidents(out, size, seed)
+    print(f"{size} incidents: {out}")
 
 
 @db.command("start")

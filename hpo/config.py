@@ -15,6 +15,7 @@ from pydantic import Tag
 
 from hpo.errors import InputError
 from hpo.yamlfile import read_yaml
+from objectives.config import STATIC
 from objectives.config import STRICT
 from objectives.config import Incidents
 from objectives.config import Pairs
@@ -22,6 +23,7 @@ from objectives.config import Positive
 from objectives.config import Splits
 from objectives.config import Training
 from objectives.config import TrialConfig
+from objectives.evaluation import METRICS
 from objectives.incidents import file_sha256
 from search_spaces.space import Preset
 from search_spaces.space import SpaceWithBaselines
@@ -29,8 +31,6 @@ from search_spaces.space import Value
 from search_spaces.space import preset_names
 from search_spaces.space import preset_path
 
-METRICS = ("spearman", "spearman_binary", "roc_auc", "pr_auc", "f1")  # in the order people see them
-STATIC = "static:"
 Target = Annotated[float, Field(gt=0, le=1)]
 
 

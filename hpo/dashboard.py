@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from wsgiref.simple_server import make_server
 
 import optuna_dashboard
@@ -21,4 +22,5 @@ def serve(port: int) -> None:
     except OSError as error:
         raise InputError(f"cannot serve on {HOST}:{port} ({error.strerror}); give another --port") from None
     print(f"http://{HOST}:{port}/  (Ctrl-C ends it)", flush=True)
-    server.serve_forever()
+    with suppress(KeyboardInterrupt):
+        server.serve_forever()

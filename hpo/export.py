@@ -12,7 +12,6 @@ from pydantic import BaseModel
 from pydantic import Field
 from pydantic import ValidationError
 
-from hpo.config import METRICS
 from hpo.config import StudyFile
 from hpo.config import fingerprint
 from hpo.config import searched
@@ -30,6 +29,7 @@ from objectives.config import Pairs
 from objectives.config import Splits
 from objectives.config import Training
 from objectives.config import TrialConfig
+from objectives.evaluation import METRICS
 
 SCHEMA_VERSION: Literal[1] = 1
 LOSS: Literal["MultipleNegativesRankingLoss"] = "MultipleNegativesRankingLoss"

@@ -6,6 +6,7 @@ import json
 import signal
 import time
 from contextlib import nullcontext
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
@@ -72,18 +73,18 @@ def print_status(name: str, *, watch: bool, as_json: bool) -> None:
         print(json.dumps(_as_json(snapshot), allow_nan=False))
         return
     if watch and console.is_terminal:
-        snapshot = _watch(console, study, file)
+        with suppress(KeyboardInterrupt):
+            _watch(console, study, file)
+        snapshot = take_snapshot(study, file)
     console.print(status_line(snapshot), *running_lines(snapshot), sep="\n", soft_wrap=True)
     if rows := compare(snapshot, file):
         console.print(comparison_table(rows))
 
 
-def _watch(console: Console, study: optuna.Study, file: StudyFile) -> Snapshot:
+def _watch(console: Console, study: optuna.Study, file: StudyFile) -> None:
+    """Returns when the study is finished."""
     with Live(console=console, transient=True) as live:
-        while True:
-            snapshot = take_snapshot(study, file)
-            if snapshot.finished >= snapshot.budget:
-                return snapshot
+        while (snapshot := take_snapshot(study, file)).finished < snapshot.budget:
             live.update(live_view(snapshot))
             time.sleep(WATCH_S)
 

@@ -8,10 +8,10 @@ import optuna
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState
 
-from hpo.config import METRICS
 from hpo.config import StudyFile
 from hpo.study import BASELINE
 from hpo.study import is_baseline
+from objectives.evaluation import METRICS
 
 
 @dataclass(frozen=True)

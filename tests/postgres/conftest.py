@@ -114,19 +114,13 @@ def hpo(start: Start) -> Run:
 
 @pytest.fixture(scope="module")
 def at_once(start: Start) -> AtOnce:
-    """at_once(url, script): what each of eight processes printed after `go()`, which returns for all at once."""
+    """at_once(url, script): the lines that eight processes print, which the script becomes when it calls go()."""
 
     def run(url: URL, script: str, *arguments: str | Path) -> list[str]:
-        gate = "def go():\n    print('ready', flush=True)\n    input()\n"
-        processes = [start(url, "-c", gate + script, *arguments) for _ in range(8)]
-        assert [process.stdout and process.stdout.readline() for process in processes] == ["ready\n"] * 8
-        for process in processes:
-            assert process.stdin
-            process.stdin.write("\n")
-            process.stdin.flush()
-        outputs = [process.communicate(timeout=TIMEOUT_S)[0] for process in processes]
-        assert [process.returncode for process in processes] == [0] * 8, outputs
-        return outputs
+        process = start(url, "-c", FORK + script, *arguments)
+        output = process.communicate(timeout=TIMEOUT_S)[0]
+        assert process.returncode == 0, output
+        return output.splitlines()
 
     return run
 
@@ -145,6 +139,18 @@ def canary_study(tmp_path_factory: pytest.TempPathFactory, incidents_csv: Path) 
     return folder / "study.yaml"
 
 
+FORK = """
+import os, sys
+import alembic.command, alembic.script, psycopg2, sqlalchemy.dialects.postgresql.psycopg2  # once for all eight
+def go():
+    children = []
+    for _ in range(8):
+        children.append(os.fork())
+        if not children[-1]:
+            return
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    sys.exit(f"exit codes {codes}" if any(codes) else 0)
+"""
 STUDY = """name: small
 incidents: {path: incidents.csv, columns: {duplicate_of: duplicate_of}}
 pairs: {train: 400, held_out: 1000}

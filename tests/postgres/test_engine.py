@@ -20,7 +20,7 @@ OPEN = """
 from hpo.connect import storage_url
 from storage.engine import open_storage
 go()
-open_storage(storage_url()).get_all_studies()
+print(open_storage(storage_url()).get_all_studies())
 """
 
 
@@ -44,7 +44,7 @@ def test_bare_postgresql_means_psycopg2(scheme: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["sqlite:///hpo.db", "mysql://u:canary@h/d", "postgresql+asyncpg://u:canary@h/d", "canary", "", "postgresql:canary"]
-    + ["postgresql://u:canary@h:port/d", "postgresql://u:canary@[h/d", "https://u:canary@h/d"],
+    + ["postgresql://u:canary@h:port/d", "https://u:canary@h/d"],
 )
 def test_anything_but_a_url_of_postgresql_is_refused_with_the_form_expected(text: str) -> None:
     with pytest.raises(StorageError, match=r"expected postgresql\+psycopg2://USER@HOST/DATABASE") as caught:
@@ -71,6 +71,12 @@ def test_password_is_in_no_message(guarded: URL, change: dict[str, object], reas
     assert "\n" not in str(caught.value)
 
 
+def test_password_with_an_at_sign_that_was_not_escaped_is_not_shown() -> None:
+    with pytest.raises(StorageError) as caught:
+        open_storage(parse_url("postgresql://u:p@canary@127.0.0.1:1/d"))
+    assert "canary" not in str(caught.value)
+
+
 def test_password_with_percent_and_braces_opens_the_storage(guarded: URL, database: URL) -> None:
     url = guarded.set(database=database.database)
     assert open_storage(parse_url(url.render_as_string(hide_password=False))).get_all_studies() == []
@@ -80,7 +86,7 @@ def test_password_with_percent_and_braces_opens_the_storage(guarded: URL, databa
 def test_eight_processes_opening_an_empty_database_make_one_schema(
     empty_database: URL, database: URL, at_once: Callable[..., list[str]], rows: Callable[[URL], dict[str, list[str]]]
 ) -> None:
-    assert at_once(empty_database, OPEN) == [""] * 8
+    assert at_once(empty_database, OPEN) == ["[]"] * 8
     assert rows(empty_database) == rows(database)
 
 
@@ -94,7 +100,7 @@ def test_read_only_storage_reads_and_cannot_write(
     with pytest.raises(optuna.exceptions.StorageInternalError):
         optuna.create_study(study_name="new", storage=storage)
     with pytest.raises(optuna.exceptions.StorageInternalError):
-        storage.create_new_trial(study._study_id)
+        storage.set_study_user_attr(study._study_id, "key", "value")
     with pytest.raises(optuna.exceptions.StorageInternalError):
         storage.delete_study(study._study_id)
     assert rows(database) == before

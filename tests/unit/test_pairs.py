@@ -2,7 +2,6 @@
 
 import time
 import tracemalloc
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
+from numpy.typing import ArrayLike
 
 from objectives.config import Columns
 from objectives.config import Incidents
@@ -31,19 +31,19 @@ few = settings(derandomize=True, max_examples=25, deadline=None, database=None)
 
 
 def make_table(
-    category: Sequence[int], subcategory: Sequence[int], text: Sequence[int] = (), cluster: Sequence[int] = ()
+    category: ArrayLike, subcategory: ArrayLike, text: ArrayLike | None = None, cluster: ArrayLike | None = None
 ) -> IncidentTable:
     """Without texts and clusters, every incident has its own."""
-    size = len(category)
-    own = np.arange(size)
+    own = np.arange(len(np.asarray(category)), dtype=np.int64)
+    clusters = own if cluster is None else np.asarray(cluster)
     return IncidentTable(
         ids=[str(number) for number in own],
         texts=[f"text {number}" for number in own],
         category=np.array(category),
         subcategory=np.array(subcategory),
-        text_number=np.array(text) if len(text) else own,
-        cluster=np.array(cluster) if len(cluster) else own,
-        group=np.array(cluster) if len(cluster) else own,
+        text_number=own if text is None else np.asarray(text),
+        cluster=clusters,
+        group=clusters,
         dropped=0,
     )
 
@@ -127,7 +127,7 @@ def test_held_out_pairs_are_of_members_each_once_none_with_itself_none_without_a
     ids=["few share a category", "few share a subcategory"],
 )
 def test_a_scarce_grade_shrinks_all_and_keeps_the_shares(category: IntArray, subcategory: IntArray) -> None:
-    table = make_table(category.tolist(), subcategory.tolist())
+    table = make_table(category, subcategory)
     pairs = held_out_pairs(table, COLUMNS, np.arange(400), Pairs(held_out=10_000))
     total = len(pairs.grades)
     counts = [np.sum(pairs.grades >= 0.5), np.sum(pairs.grades == 0.25), np.sum(pairs.grades == 0)]

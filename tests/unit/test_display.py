@@ -1,0 +1,95 @@
+"""What people read in the terminal fits 80 columns and says what it means."""
+
+from datetime import datetime
+
+import pytest
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState
+from optuna.trial import create_trial
+from rich.console import RenderableType
+
+from hpo.config import METRICS
+from hpo.display import comparison_table
+from hpo.display import live_view
+from hpo.display import make_console
+from hpo.display import status_line
+from hpo.display import verdicts
+from hpo.status import Comparison
+from hpo.status import Snapshot
+
+LONG = "v4-with-hand-set-" + "x" * 47  # as long as a name may be
+
+
+def comparison(metric: str = "f1", best: float = 0.7, ceiling: float = 1.0, target: float | None = 0.8) -> Comparison:
+    baselines = {LONG: 0.497, "hand_set": 0.5}
+    return Comparison(metric, 0.737, baselines, best, (best - 0.01, best + 0.01), ceiling, target)
+
+
+def running(baseline: str, reports: dict[int, float]) -> FrozenTrial:
+    trial = create_trial(state=TrialState.RUNNING, intermediate_values=reports, user_attrs={"baseline": baseline})
+    trial.number, trial.datetime_start = 123_456, datetime.now()
+    return trial
+
+
+def snapshot(name: str, best: float | None = 0.5, left_s: float | None = 4000.0) -> Snapshot:
+    counts = {"complete": 11, "pruned": 17, "failed": 2, "running": 2, "waiting": 0}
+    trials = (running(LONG, {123_456_789: 0.123456}), running("", {}))
+    return Snapshot(name, 1000, counts, None if best is None else 3, best, left_s, trials)
+
+
+def printed(what: RenderableType, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    make_console().print(what)
+    return capsys.readouterr().out.rstrip("\n").split("\n")
+
+
+def test_the_table_fits_eighty_columns_and_keeps_every_number(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(comparison_table([comparison(metric) for metric in METRICS]), capsys)
+    assert max(map(len, lines)) <= 80
+    assert all(metric in lines[0] or metric in lines[1] for metric in METRICS)
+    assert sum(line.count("0.497") for line in lines) == len(METRICS)
+    assert [line.split()[0] for line in lines if line.split() and line.split()[-1] == "0.800"] == ["target"]
+
+
+def test_the_live_view_is_one_line_of_eighty_columns_for_each_thing(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(live_view(snapshot(LONG)), capsys)
+    assert max(map(len, lines)) <= 80
+    assert len(lines) == 4  # bar, status, two trials
+    assert [line.split()[:2] for line in lines[2:]] == [["trial", "123456"]] * 2
+
+
+def test_names_are_not_taken_for_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(status_line(snapshot("[red]:smile:")), capsys)[0].startswith("[red]:smile:")
+
+
+@pytest.mark.parametrize(
+    ("best", "left_s", "end"),
+    [
+        (None, None, "17 pruned, 2 failed"),
+        (0.4567, None, "best 0.457 (trial 3)"),
+        (0.5, 4000.0, "1 h 06 min left"),
+        (0.5, 3599.6, "1 h 00 min left"),
+        (0.5, 62.0, "1 min 02 s left"),
+        (0.5, 9.4, "9 s left"),
+    ],
+)
+def test_the_status_line_says_what_is_known(best: float | None, left_s: float | None, end: str) -> None:
+    line = status_line(snapshot("demo", best, left_s))
+    assert line.startswith("demo: 30/1000 trials, 2 running, 17 pruned, 2 failed")
+    assert line.endswith(end)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (comparison(best=0.81), "f1: target 0.80 met (0.810)"),
+        (comparison(best=0.8), "f1: target 0.80 met (0.800)"),
+        (comparison(best=0.7), "f1: target 0.80 not met (0.700)"),
+        (
+            comparison("spearman_binary", best=0.5, ceiling=0.592),
+            "spearman_binary: target 0.80 is out of reach: these labels allow 0.59 at most",
+        ),
+    ],
+    ids=["met", "just met", "not met", "out of reach"],
+)
+def test_a_target_is_met_or_open_or_out_of_reach(row: Comparison, words: str) -> None:
+    assert verdicts([row, comparison(target=None)]) == [words]

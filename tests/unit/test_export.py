@@ -1,0 +1,111 @@
+"""best.yaml: what is written is read back to the very configuration that the trial trained with."""
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+
+from hpo.config import METRICS
+from hpo.config import StudyFile
+from hpo.config import fingerprint
+from hpo.config import read_study_file
+from hpo.config import searched
+from hpo.config import trial_config
+from hpo.errors import InputError
+from hpo.export import export
+from hpo.export import read_best_file
+from hpo.study import BASELINE
+from hpo.study import VERSIONS
+from hpo.study import installed_versions
+from search_spaces.space import suggest
+
+FOUND: dict[str, Any] = {
+    **dict.fromkeys(METRICS, 0.75),
+    "intervals": dict.fromkeys(METRICS, (0.7, 0.8)),
+    "ceilings": dict.fromkeys(METRICS, 1.0),
+    "threshold": 1e-05,
+    "stop_reason": "completed",
+    "stop_epoch": 2.0,
+    "best_epoch": 1.5,
+    "train_pairs": 400,
+    "device": "cpu",
+    BASELINE: "v4",
+}
+
+
+@pytest.fixture
+def file(study_yaml: Path) -> StudyFile:
+    return read_study_file(study_yaml)
+
+
+@pytest.fixture
+def study(file: StudyFile) -> optuna.Study:
+    """In memory; trial 1 is the best of three, trial 3 still runs."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), direction="maximize")
+    study._storage.set_study_system_attr(study._study_id, VERSIONS, installed_versions())
+    for value in (0.5, 0.7, 0.6, None):
+        trial = study.ask()
+        suggest(searched(file).parameters, trial)
+        for key, found in FOUND.items():
+            trial.set_user_attr(key, found)
+        if value:
+            study.tell(trial, value)
+    return study
+
+
+def test_the_best_trial_is_read_back_as_it_was_trained(tmp_path: Path, study: optuna.Study, file: StudyFile) -> None:
+    paths = export(study, file, tmp_path / "best.yaml")
+    best, config = read_best_file(tmp_path / "best.yaml")
+    assert paths == [tmp_path / "best.yaml"]
+    assert config == trial_config(file, study.trials[1].params, 1)
+    assert (best.threshold, best.metrics["f1"].interval) == (1e-5, (0.7, 0.8))
+
+
+def test_it_says_where_it_came_from(tmp_path: Path, study: optuna.Study, file: StudyFile) -> None:
+    export(study, file, tmp_path / "best.yaml")
+    came_from = yaml.safe_load((tmp_path / "best.yaml").read_text())["provenance"]
+    assert (came_from["study"], came_from["trial"], came_from["baseline"]) == ("small", 1, "v4")
+    assert (came_from["stop_reason"], came_from["stop_epoch"], came_from["best_epoch"]) == ("completed", 2.0, 1.5)
+    assert came_from["study_fingerprint"] == fingerprint(file)
+    assert came_from["versions"] == installed_versions()
+
+
+def test_the_next_best_stand_beside_it_with_their_rank(tmp_path: Path, study: optuna.Study, file: StudyFile) -> None:
+    paths = export(study, file, tmp_path / "best.yaml", top=9)
+    assert [path.name for path in paths] == ["best.yaml", "best-2.yaml", "best-3.yaml"]
+    assert [read_best_file(path)[0].provenance["trial"] for path in paths] == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("schema_version: 1", "schema_version: 2", "2: schema_version"),
+        ("  num_train_epochs:", "  num_epochs:", "missing or unknown: num_epochs, num_train_epochs"),
+        ("  weight_decay: 0.0", "  weight_decay: -1.0", "weight_decay"),
+        ("threshold:", "treshold:", "threshold"),
+    ],
+    ids=["schema", "renamed", "out of range", "misspelt"],
+)
+def test_a_best_file_that_was_edited_wrongly_is_refused(
+    tmp_path: Path, study: optuna.Study, file: StudyFile, old: str, new: str, complaint: str
+) -> None:
+    path = export(study, file, tmp_path / "best.yaml")[0]
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(InputError, match=f"^{path}:.*{complaint}"):
+        read_best_file(path)
+
+
+def test_a_study_without_a_completed_trial_exports_nothing(tmp_path: Path, file: StudyFile) -> None:
+    with pytest.raises(InputError, match="no completed trial yet"):
+        export(optuna.create_study(), file, tmp_path / "best.yaml")
+    assert not list(tmp_path.glob("*best*"))
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, study: optuna.Study, file: StudyFile) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(InputError, match=r"best\.yaml: cannot be written"):
+        export(study, file, tmp_path / "taken" / "best.yaml")
