@@ -191,8 +191,17 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        code = getattr(error, "exit_code", None)
-        if code is None:
-            raise
-        print(f"hpo: {error}", file=sys.stderr)
+        message, code = _explained(error)
+        print(f"hpo: {message}", file=sys.stderr)
         sys.exit(code)
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    if code := getattr(error, "exit_code", None):
+        return str(error), code
+    from hpo.errors import Interrupted
+    from storage.engine import LOST
+
+    if isinstance(error, LOST):
+        return "lost the database; run the same command again when it is back", Interrupted.exit_code
+    raise error

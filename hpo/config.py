@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 from typing import Any
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 from pydantic import Discriminator
 from pydantic import Field
 from pydantic import Tag
+from pydantic import ValidationError
 
 from hpo.errors import InputError
 from hpo.yamlfile import read_yaml
@@ -24,10 +26,12 @@ from objectives.config import Splits
 from objectives.config import Training
 from objectives.config import TrialConfig
 from objectives.evaluation import METRICS
+from objectives.evaluation import MetricName
 from objectives.incidents import file_sha256
 from search_spaces.space import Preset
 from search_spaces.space import SpaceWithBaselines
 from search_spaces.space import Value
+from search_spaces.space import edges
 from search_spaces.space import preset_names
 from search_spaces.space import preset_path
 
@@ -65,7 +69,7 @@ class StudyFile(BaseModel):
         Annotated[str, Tag("preset")] | Annotated[SpaceWithBaselines, Tag("inline")], Discriminator(_space_kind)
     ] = "quick_wins"
     pruner: Pruner = Pruner()
-    targets: dict[str, Target] = dict.fromkeys(METRICS, 0.8)
+    targets: dict[MetricName, Target] = dict.fromkeys(METRICS, 0.8)
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Positive = 1
 
@@ -127,9 +131,20 @@ def _space(file: StudyFile, path: Path) -> SpaceWithBaselines:
         raise InputError(f"{path}: no space {file.space!r}; the presets are {', '.join(preset_names())}")
     if unknown := sorted(space.parameters.keys() - Training.model_fields.keys()):
         raise InputError(f"{path}: space: no such training parameter: {', '.join(unknown)}")
+    for values in [*edges(space.parameters), *space.baselines.values()]:
+        _check_trainable(path, values)
     if fixed := sorted(space.parameters.keys() & file.training.model_fields_set):
         raise InputError(f"{path}: {', '.join(fixed)}: both searched (space) and fixed (training); keep one")
     return space
+
+
+def _check_trainable(path: Path, values: Mapping[str, Value]) -> None:
+    """A value that no trial can train with is refused now, not by the worker that draws it."""
+    try:
+        Training.model_validate(values)
+    except ValidationError as error:
+        name, reason = error.errors()[0]["loc"][0], error.errors()[0]["msg"]
+        raise InputError(f"{path}: space: {name} cannot be {values[str(name)]!r}: {reason}") from None
 
 
 def _absolute_model(model: str, folder: Path) -> str:

@@ -8,6 +8,14 @@ from pathlib import Path
 from hpo.errors import InputError
 
 
+def make_folder(path: Path) -> None:
+    """Raises InputError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be made ({error.strerror})") from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Raises InputError where the place cannot be written; what was there stays."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")

@@ -44,7 +44,6 @@ def run_workers(name: str, url: URL, workers: int, logs: Path, refresh: Callable
 
 
 def _start(name: str, url: URL, number: int, log: Path) -> subprocess.Popen[bytes]:
-    log.parent.mkdir(parents=True, exist_ok=True)
     # The URL goes by the environment, which only this user can read; arguments are open to everybody on the box.
     environment = os.environ | {"HPO_STORAGE": url.render_as_string(hide_password=False)}
     if gpus := _gpus():

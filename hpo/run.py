@@ -25,6 +25,7 @@ from hpo.display import status_line
 from hpo.display import verdicts
 from hpo.errors import HpoError
 from hpo.export import export
+from hpo.files import make_folder
 from hpo.launcher import default_workers
 from hpo.launcher import run_workers
 from hpo.status import Snapshot
@@ -42,6 +43,7 @@ def run_study(path: Path, workers: int | None, out: Path | None) -> None:
     """Creates or resumes, works, and writes best.yaml and logs under `out`. Raises HpoError and its kin."""
     url, file, study = create_from_file(path)
     folder = out or Path("runs") / file.name
+    make_folder(folder / "logs")
     console = make_console()
     snapshot = take_snapshot(study, file)
     if snapshot.finished < file.budget.trials:

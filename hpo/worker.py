@@ -12,7 +12,6 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 from sqlalchemy import URL
-from sqlalchemy.exc import DBAPIError
 
 from hpo.config import StudyFile
 from hpo.config import searched
@@ -51,7 +50,7 @@ class Worker:
 
 
 def work(url: URL, name: str) -> int:
-    """Runs trials until the study is finished (0) or a signal comes (75). Raises SetupError, Interrupted, HpoError."""
+    """Runs trials until the study is finished (0) or a signal comes (75). Raises SetupError, HpoError."""
     storage = open_storage(url)
     study, file = open_study(storage, name)
     refuse_other_versions(study)
@@ -61,8 +60,6 @@ def work(url: URL, name: str) -> int:
     try:
         with Claims(url, study) as claims:
             return _claim_and_run(Worker(study, file, claims, trainer))
-    except (optuna.exceptions.StorageInternalError, DBAPIError):
-        raise Interrupted("lost the database; start the worker again when it is back") from None
     finally:
         trainer.stop()
 

@@ -36,7 +36,7 @@ def read_yaml(path: Path, model: type[Model]) -> Model:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")  # a typo hides what it meant
         line, name = _locate(tree, first["loc"])
         raise InputError(f"{path}:{line}: {_sentence(first, name)}") from None
 

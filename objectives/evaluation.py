@@ -7,6 +7,8 @@ and a bootstrap replicate (weights from resampling) are the same arithmetic.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +16,8 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-METRICS = ("spearman", "spearman_binary", "roc_auc", "pr_auc", "f1")
+MetricName = Literal["spearman", "spearman_binary", "roc_auc", "pr_auc", "f1"]
+METRICS: tuple[MetricName, ...] = get_args(MetricName)
 RESAMPLES = 200
 INTERVAL = (2.5, 97.5)  # percentiles of the bootstrap
 

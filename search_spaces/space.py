@@ -96,6 +96,15 @@ def suggest(space: Space, trial: optuna.Trial) -> dict[str, Value]:
     return {name: _suggest_one(name, parameter, trial) for name, parameter in space.items()}
 
 
+def edges(space: Space) -> list[dict[str, Value]]:
+    """Each parameter alone at its bounds, or at each of its choices."""
+    return [
+        {name: value}
+        for name, parameter in space.items()
+        for value in (parameter.choices if isinstance(parameter, Choice) else (parameter.low, parameter.high))
+    ]
+
+
 def _suggest_one(name: str, parameter: Parameter, trial: optuna.Trial) -> Value:
     match parameter:
         case FloatRange(low=low, high=high, log=log):

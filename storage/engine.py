@@ -23,6 +23,8 @@ CREATION_LOCK = 0x68706F
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # at INFO it also reads the study for every line it logs
 
+LOST = (DBAPIError, optuna.exceptions.StorageInternalError)  # what a dead connection raises, directly or by Optuna
+
 
 class StorageError(Exception):
     """The database cannot be used; the message says which and why, never the password."""
