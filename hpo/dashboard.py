@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from wsgiref.simple_server import make_server
-
 import optuna_dashboard
+import waitress
 
 from hpo.connect import storage_url
 from hpo.errors import InputError
@@ -18,9 +16,8 @@ def serve(port: int) -> None:
     """optuna-dashboard has no login and can delete studies, so its session is read-only. Raises InputError."""
     app = optuna_dashboard.wsgi(open_storage(storage_url(), read_only=True))
     try:
-        server = make_server(HOST, port, app)
+        server = waitress.create_server(app, host=HOST, port=port)
     except OSError as error:
         raise InputError(f"cannot serve on {HOST}:{port} ({error.strerror}); give another --port") from None
     print(f"http://{HOST}:{port}/  (Ctrl-C ends it)", flush=True)
-    with suppress(KeyboardInterrupt):
-        server.serve_forever()
+    server.run()  # until Ctrl-C

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from importlib.metadata import version
 from typing import Any
 
@@ -37,6 +38,9 @@ def create_study(url: URL, storage: optuna.storages.BaseStorage, file: StudyFile
             _refuse_other(study, file)
         else:
             study = optuna.create_study(study_name=file.name, storage=storage, direction="maximize")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names(["spearman"])  # how the dashboard labels its axes
         _enqueue_baselines(study, file)
         storage.set_study_system_attr(study._study_id, BUDGET, file.budget.trials)
         if VERSIONS not in storage.get_study_system_attrs(study._study_id):

@@ -178,5 +178,5 @@ def _problems(vocabulary: dict[str, Any]) -> Iterator[Problem]:
             words = vocabulary["words"] | vocabulary["texts"] | {"desk": [entry["desk"]], "sibling": siblings}
             words |= {name: entry[name][subcategory] for name in ("item", "topic")}
             for problem_rank, (fix, phrases) in enumerate(problems.items(), 1):
-                share = 1 / (category_rank**0.5 * rank * problem_rank**0.5)
+                share = 1 / (category_rank**0.5 * rank**0.8 * problem_rank**0.5)
                 yield Problem(category, subcategory, share, phrases, words | {"fix": [fix]})

@@ -121,7 +121,8 @@ def wait_until_gone(process: psutil.Process) -> None:
 def kill_postmaster_with_a_child_paused(home: Path) -> psutil.Process:
     """A paused child cannot notice that its postmaster is gone, and keeps the shared memory in use."""
     leader = postmaster(home)
-    child = leader.children()[0]
+    statement = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'"
+    child = psutil.Process(int(str(ask(embedded.url(home), statement))))
     child.suspend()
     wait_until(child, psutil.STATUS_STOPPED)
     leader.kill()
@@ -221,7 +222,8 @@ def test_stop_stops_a_paused_server(home: Path) -> None:
     embedded.start(home)
     leader = postmaster(home)
     for process in (leader, *leader.children()):
-        process.suspend()
+        with contextlib.suppress(psutil.NoSuchProcess):  # the process of a connection closed just now
+            process.suspend()
     assert not embedded.running(home)
     assert embedded.stop(home)
     wait_until_gone(leader)

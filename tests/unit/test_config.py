@@ -16,9 +16,8 @@ from hpo.yamlfile import read_yaml
 from objectives.config import Training
 from objectives.incidents import DataError
 from objectives.incidents import file_sha256
-from search_spaces.space import Choice
 from search_spaces.space import Preset
-from search_spaces.space import SpaceWithBaselines
+from search_spaces.space import edges
 from search_spaces.space import preset_names
 from search_spaces.space import preset_path
 
@@ -69,6 +68,9 @@ def test_the_preset_is_written_out_for_the_kind_of_model(folder: Path, model: st
         (RATE.replace("low: 1e-5", "low: 0"), r"6: space.parameters.learning_rate.*must start above 0"),
         (RATE.replace("float", "real"), r"6: space.parameters.learning_rate"),
         (RATE + "  baselines:\n    v4: {epochs: 3}\n", "4: space.*baseline 'v4' must give exactly the parameters"),
+        (RATE.replace("high: 0.1", "high: 1.0").replace("learning_rate", "epochs"), "space: epochs cannot be 1e-05"),
+        (RATE + "  baselines: {v4: {learning_rate: 0}}\n", "space: learning_rate cannot be 0"),
+        ("targets: {recall: 0.8}\n", "4: targets.recall"),
         ("splits: {validation: 0.6, test: 0.4}\n", "4: splits.* leave nothing to train on"),
         ("pairs: {positive_share: 0.8, same_category_share: 0.3}\n", "4: pairs.*at most 1"),
         ("training:\n  patience: never\n", "5: training.patience"),
@@ -136,16 +138,9 @@ def test_a_trial_trains_with_its_parameters_over_the_files(folder: Path) -> None
     assert (config.seed, config.incidents, config.model) == (8, file.incidents, file.model)
 
 
-def corners(space: SpaceWithBaselines) -> list[dict[str, Any]]:
-    """Every parameter at its first and at its last value, and the baselines."""
-    ends = {name: p.choices if isinstance(p, Choice) else (p.low, p.high) for name, p in space.parameters.items()}
-    first_and_last = [{name: values[at] for name, values in ends.items()} for at in (0, -1)]
-    return [*first_and_last, *space.baselines.values()]
-
-
 @pytest.mark.parametrize("kind", ["static", "transformer"])
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_holds_values_that_a_trial_accepts(folder: Path, name: str, kind: str) -> None:
     file = read(folder, SMALL + f"model: {kind}:x\nspace: {name}\n")
-    for values in corners(searched(file)):
+    for values in [*edges(searched(file).parameters), *searched(file).baselines.values()]:
         assert trial_config(file, values, number=0).training.model_dump().items() >= values.items()

@@ -8,7 +8,6 @@ from optuna.trial import TrialState
 from optuna.trial import create_trial
 from rich.console import RenderableType
 
-from hpo.config import METRICS
 from hpo.display import comparison_table
 from hpo.display import live_view
 from hpo.display import make_console
@@ -16,6 +15,7 @@ from hpo.display import status_line
 from hpo.display import verdicts
 from hpo.status import Comparison
 from hpo.status import Snapshot
+from objectives.evaluation import METRICS
 
 LONG = "v4-with-hand-set-" + "x" * 47  # as long as a name may be
 

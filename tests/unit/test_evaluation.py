@@ -10,7 +10,6 @@ from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score  # type: ignore[import-untyped]
 from sklearn.metrics import roc_auc_score
 
-from objectives.config import GRADES
 from objectives.evaluation import METRICS
 from objectives.evaluation import Collapsed
 from objectives.evaluation import FloatArray
@@ -22,6 +21,7 @@ from objectives.evaluation import rank_pairs
 from objectives.evaluation import score
 from objectives.evaluation import spearman_ceiling
 
+GRADES = (0.0, 0.25, 0.5, 1.0)
 POSITIVE = 0.5
 few = settings(derandomize=True, max_examples=40, deadline=None, database=None)
 TIED = st.lists(st.tuples(st.integers(-4, 4), st.sampled_from(GRADES)), min_size=4, max_size=40)

@@ -7,7 +7,6 @@ import optuna
 import pytest
 import yaml
 
-from hpo.config import METRICS
 from hpo.config import StudyFile
 from hpo.config import fingerprint
 from hpo.config import read_study_file
@@ -19,6 +18,9 @@ from hpo.export import read_best_file
 from hpo.study import BASELINE
 from hpo.study import VERSIONS
 from hpo.study import installed_versions
+from objectives.config import Splits
+from objectives.config import Training
+from objectives.evaluation import METRICS
 from search_spaces.space import suggest
 
 FOUND: dict[str, Any] = {
@@ -37,7 +39,11 @@ FOUND: dict[str, Any] = {
 
 @pytest.fixture
 def file(study_yaml: Path) -> StudyFile:
-    return read_study_file(study_yaml)
+    """With a value of its own wherever a trial has one."""
+    training = Training(batch_size=48, warmup_ratio=0.2, schedule="cosine", weight_decay=0.01, max_grad_norm=0.5)
+    training = training.model_copy(update={"scale": 7.0, "patience": 3, "min_epochs": 0.5, "eval_every_examples": 90})
+    change = {"training": training, "max_seq_tokens": 64, "seed": 5, "threads": 2, "splits": Splits(seed=6)}
+    return read_study_file(study_yaml).model_copy(update=change)
 
 
 @pytest.fixture
@@ -83,8 +89,8 @@ def test_the_next_best_stand_beside_it_with_their_rank(tmp_path: Path, study: op
     [
         ("schema_version: 1", "schema_version: 2", "2: schema_version"),
         ("  num_train_epochs:", "  num_epochs:", "missing or unknown: num_epochs, num_train_epochs"),
-        ("  weight_decay: 0.0", "  weight_decay: -1.0", "weight_decay"),
-        ("threshold:", "treshold:", "threshold"),
+        ("  weight_decay: 0.01", "  weight_decay: -1.0", "weight_decay"),
+        ("threshold:", "treshold:", "unknown key 'treshold'"),
     ],
     ids=["schema", "renamed", "out of range", "misspelt"],
 )

@@ -1,0 +1,85 @@
+"""Workers killed again and again: a study ends with exactly its budget all the same."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import time
+from multiprocessing.connection import wait
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from sqlalchemy import URL
+
+from storage.claims import Claims
+from storage.engine import open_storage
+from storage.engine import parse_url
+
+KILL_EVERY_S = 0.5
+POLL_S = 0.1
+PROCESSES = multiprocessing.get_context("forkserver")  # loads the libraries once
+PROCESSES.set_forkserver_preload(["alembic.command", "psycopg2", "optuna", "storage.claims"])
+
+
+def work(url: str, budget: int, step_s: float) -> None:
+    """The loop of a worker without its trainer; a trial lasts three steps of at most `step_s`."""
+    storage = open_storage(parse_url(url))
+    study = optuna.load_study(study_name="study", storage=storage, sampler=optuna.samplers.RandomSampler())
+    with Claims(parse_url(url), study) as claims:
+        while claims.counts()["finished"] < budget:
+            trial = claims.claim(budget)
+            if trial is None:
+                time.sleep(POLL_S)
+                continue
+            x = trial.suggest_float("x", 0, 1)
+            for step in (1, 2, 3):
+                time.sleep(step_s * x)
+                trial.report(x + step, step)
+            study.tell(trial, x)
+            claims.release(trial)
+
+
+def harass(url: URL, *, workers: int, budget: int, step_s: float, seconds: float) -> list[int | None]:
+    """Kills a worker every half second for so long, and starts another in its place; all exit codes."""
+    rng = random.Random(0)
+    arguments = (url.render_as_string(hide_password=False), budget, step_s)
+    crew = [PROCESSES.Process(target=work, args=arguments) for _ in range(workers)]
+    for process in crew:
+        process.start()
+    until = time.monotonic() + seconds
+    while alive := [process for process in crew if process.is_alive()]:
+        finished = wait([process.sentinel for process in alive], timeout=KILL_EVERY_S)
+        if time.monotonic() < until and not finished:
+            rng.choice(alive).kill()
+            crew.append(PROCESSES.Process(target=work, args=arguments))
+            crew[-1].start()
+    return [process.exitcode for process in crew]
+
+
+def study_after(url: URL, *, workers: int, budget: int, step_s: float, seconds: float) -> list[int | None]:
+    """Exit codes, once the record of the study is found to be whole."""
+    study = optuna.create_study(study_name="study", storage=open_storage(url), direction="maximize")
+    study.enqueue_trial({"x": 0.5})
+    codes = harass(url, workers=workers, budget=budget, step_s=step_s, seconds=seconds)
+    trials = study.get_trials()
+    assert [trial.number for trial in trials] == list(range(budget))
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    assert [trial.value for trial in trials] == [trial.params["x"] for trial in trials]
+    for trial in trials:
+        assert trial.intermediate_values == {step: trial.params["x"] + step for step in (1, 2, 3)}
+    return codes
+
+
+def test_four_workers_with_one_killed_every_half_second_record_exactly_forty_trials(database: URL) -> None:
+    codes = study_after(database, workers=4, budget=40, step_s=0.4, seconds=8)
+    assert set(codes) == {0, -9}
+    assert codes.count(-9) >= 5
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_eight_workers_harassed_for_three_minutes_record_exactly_two_hundred_trials(database: URL) -> None:
+    codes = study_after(database, workers=8, budget=200, step_s=2.0, seconds=180)
+    assert set(codes) == {0, -9}
+    assert codes.count(-9) >= 100
