@@ -164,7 +164,10 @@ def demo_data(
 
 @db.command("start")
 def db_start() -> None:
-    """Start the embedded server if it is not running, and print its URL."""
+    """Start the embedded server if it is not running, and print its URL.
+
+    Example: hpo db start
+    """
     from storage import embedded
 
     print(embedded.start(embedded.default_home()))
@@ -172,7 +175,10 @@ def db_start() -> None:
 
 @db.command("stop")
 def db_stop() -> None:
-    """Stop the embedded server."""
+    """Stop the embedded server.
+
+    Example: hpo db stop
+    """
     from storage import embedded
 
     print("stopped" if embedded.stop(embedded.default_home()) else "was not running")
@@ -180,7 +186,10 @@ def db_stop() -> None:
 
 @db.command("url")
 def db_url() -> None:
-    """Print the URL of the embedded server without starting it."""
+    """Print the URL of the embedded server without starting it.
+
+    Example: hpo db url
+    """
     from storage import embedded
 
     print(embedded.url(embedded.default_home()))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+import sys
 import time
 from contextlib import nullcontext
 from contextlib import suppress
@@ -117,7 +119,8 @@ def _print_end(console: Console, study: optuna.Study, file: StudyFile, folder: P
     console.print(comparison_table(rows))
     best = export(study, file, folder / "best.yaml")[0]
     written = ["", f"best configuration: {best}", f"worker logs:        {folder / 'logs'}"]
-    next_step = f"train it:           hpo train {best} -o {folder / 'model'}"
+    command = "hpo" if shutil.which("hpo") else sys.argv[0]  # a virtual environment that is not activated
+    next_step = f"train it:           {command} train {best} -o {folder / 'model'}"
     console.print(*verdicts(rows), *written, next_step, sep="\n", soft_wrap=True)
 
 

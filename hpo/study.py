@@ -41,12 +41,12 @@ def create_study(url: URL, storage: optuna.storages.BaseStorage, file: StudyFile
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names(["spearman"])  # how the dashboard labels its axes
-        _enqueue_baselines(study, file)
+        # Each time anew: the budget, the targets and the place of the data may change.
         storage.set_study_system_attr(study._study_id, BUDGET, file.budget.trials)
-        if VERSIONS not in storage.get_study_system_attrs(study._study_id):
-            storage.set_study_system_attr(study._study_id, VERSIONS, installed_versions())
-        # Last, as it marks the study as made; again each time, as targets and the place of the data may change.
         storage.set_study_system_attr(study._study_id, CONFIG, file.model_dump_json())
+        _enqueue_baselines(study, file)
+        if VERSIONS not in storage.get_study_system_attrs(study._study_id):
+            storage.set_study_system_attr(study._study_id, VERSIONS, installed_versions())  # last: the study is made
     return study
 
 
@@ -67,7 +67,9 @@ def stored_budget(study: optuna.Study) -> int:
 
 def refuse_other_versions(study: optuna.Study) -> None:
     """Scores of other versions do not compare. Raises SetupError."""
-    stored = study._storage.get_study_system_attrs(study._study_id)[VERSIONS]
+    stored = study._storage.get_study_system_attrs(study._study_id).get(VERSIONS)
+    if stored is None:
+        raise SetupError(f"study {study.study_name!r} is half made; run `hpo create` with its file again")
     here = installed_versions()
     differing = [f"{name} {stored[name]} (here {here[name]})" for name in PACKAGES if stored[name] != here[name]]
     if differing:
@@ -95,8 +97,8 @@ def is_baseline(trial: FrozenTrial | optuna.Trial) -> bool:
 
 
 def _refuse_other(study: optuna.Study, file: StudyFile) -> None:
-    if CONFIG not in study._storage.get_study_system_attrs(study._study_id) and not study.get_trials(deepcopy=False):
-        return  # its maker died before it was done
+    if _is_blank(study):
+        return  # its maker died at once
     stored = _stored_file(study)
     before, now = identity(stored), identity(file)
     if changed := [key for key in now if now[key] != before[key]]:
@@ -106,6 +108,13 @@ def _refuse_other(study: optuna.Study, file: StudyFile) -> None:
         )
 
 
+def _is_blank(study: optuna.Study) -> bool:
+    """As create_study makes it, and nothing since."""
+    attributes = study._storage.get_study_system_attrs(study._study_id)
+    is_ours = study.direction == optuna.study.StudyDirection.MAXIMIZE and not study.get_trials(deepcopy=False)
+    return CONFIG not in attributes and is_ours
+
+
 def _stored_file(study: optuna.Study) -> StudyFile:
     attributes = study._storage.get_study_system_attrs(study._study_id)
     if CONFIG not in attributes:
@@ -113,7 +122,7 @@ def _stored_file(study: optuna.Study) -> StudyFile:
     try:
         file = StudyFile.model_validate_json(attributes[CONFIG])
     except ValidationError:
-        made_with = attributes[VERSIONS]["incident-hpo"]
+        made_with = attributes.get(VERSIONS, {}).get("incident-hpo", "another")
         raise SetupError(
             f"study {study.study_name!r} cannot be read by this version ({version('incident-hpo')}); "
             f"it was made with {made_with}. Install that, or choose another name"

@@ -28,6 +28,7 @@ class Claims:
         self._study = study
         self._engine = open_engine(url)
         self._connection = self._engine.connect()
+        self._held: set[int] = set()
 
     def __enter__(self) -> Claims:
         return self
@@ -49,10 +50,12 @@ class Claims:
             self._connection.execute(
                 text("SELECT pg_advisory_lock(:kind, :trial)"), {"kind": TRIAL_LOCK, "trial": trial._trial_id}
             )
+            self._held.add(trial._trial_id)
             return trial
 
     def release(self, trial: optuna.Trial) -> None:
         """After the trial was told or given back."""
+        self._held.discard(trial._trial_id)
         with self._connection.begin():
             self._connection.execute(
                 text("SELECT pg_advisory_unlock(:kind, :trial)"), {"kind": TRIAL_LOCK, "trial": trial._trial_id}
@@ -60,8 +63,7 @@ class Claims:
 
     def give_back(self, trial: optuna.Trial) -> None:
         """The trial waits again in its own row, with its number and parameters; the next claim takes it first."""
-        with self._connection.begin():
-            self._make_wait(trial._trial_id)
+        self._make_wait(trial._trial_id)
         self.release(trial)
 
     def counts(self) -> dict[str, int]:
@@ -74,14 +76,21 @@ class Claims:
     def _requeue_orphans(self) -> None:
         """Running trials that nobody holds: their worker is gone."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            query = text("SELECT pg_try_advisory_xact_lock(:kind, :trial)")
-            if self._connection.execute(query, {"kind": TRIAL_LOCK, "trial": trial._trial_id}).scalar():
+            if trial._trial_id not in self._held and self._is_orphan(trial._trial_id):
                 self._make_wait(trial._trial_id)
 
+    def _is_orphan(self, trial_id: int) -> bool:
+        """Nobody holds its lock, and now that we do it still runs: it may have ended since its state was read."""
+        lock = text("SELECT pg_try_advisory_xact_lock(:kind, :trial)")
+        state = text("SELECT state FROM trials WHERE trial_id = :trial")
+        free = self._connection.execute(lock, {"kind": TRIAL_LOCK, "trial": trial_id}).scalar()
+        return bool(free) and self._connection.execute(state, {"trial": trial_id}).scalar() == TrialState.RUNNING.name
+
     def _make_wait(self, trial_id: int) -> None:
-        """Reports go first: Optuna ignores a second report of a step, so old ones would shadow the rerun's."""
+        """Its reports are gone for good first: Optuna ignores a second report of a step, so the old would stay."""
         query = text("DELETE FROM trial_intermediate_values WHERE trial_id = :trial")
-        self._connection.execute(query, {"trial": trial_id})
+        with self._engine.begin() as connection:
+            connection.execute(query, {"trial": trial_id})
         self._study._storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
 

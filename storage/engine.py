@@ -42,6 +42,8 @@ def parse_url(text_: str) -> URL:
         url = url.set(drivername=DRIVER)
     if url.drivername != DRIVER:
         raise StorageError(f"the storage URL begins with {url.drivername!r}; expected {DRIVER}://USER@HOST/DATABASE")
+    if "@" in (url.host or ""):
+        raise StorageError("the storage URL holds two @; write the one in the password as %40")
     return url
 
 
@@ -83,7 +85,7 @@ def _make_tables(url: URL, escaped: str) -> None:
     """Without the lock, of eight processes that make tables at once seven fail (CREATE TABLE races)."""
     with creation_lock(url) as connection:
         if connection.execute(text("SELECT to_regclass('version_info')")).scalar() is None:
-            optuna.storages.RDBStorage(escaped)
+            optuna.storages.RDBStorage(escaped).engine.dispose()
 
 
 @contextmanager
@@ -94,9 +96,14 @@ def _explained(url: URL) -> Iterator[None]:
             yield
     except OperationalError as error:
         reason = str(error.orig).strip().splitlines()[0]
-        raise StorageError(f"PostgreSQL at {url.render_as_string()} cannot be reached: {reason}") from None
+        raise StorageError(f"PostgreSQL at {_label(url)} cannot be reached: {reason}") from None
     except DBAPIError as error:
         reason = str(error.orig).strip().splitlines()[0]
-        raise StorageError(f"PostgreSQL at {url.render_as_string()} refuses: {reason}") from None
+        raise StorageError(f"PostgreSQL at {_label(url)} refuses: {reason}") from None
     except RuntimeError as error:  # Optuna's own tables of another version
-        raise StorageError(f"PostgreSQL at {url.render_as_string()}: {str(error).splitlines()[0]}") from None
+        raise StorageError(f"PostgreSQL at {_label(url)}: {str(error).splitlines()[0]}") from None
+
+
+def _label(url: URL) -> str:
+    """Host and database alone: a query may hold a password too."""
+    return f"{url.host or url.query.get('host', 'localhost')}/{url.database}"

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from contextlib import suppress
 from http.client import HTTPConnection
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,15 +88,20 @@ def start(url: URL, port: int) -> psutil.Popen:
 
 
 @pytest.fixture
-def page(tmp_path: Path) -> "Iterator[Page]":
+def page(tmp_path: Path) -> Iterator[Page]:
     """Of a Chromium with a profile of its own; without one the test is skipped, under HPO_TEST_ALL=1 it fails."""
-    if not CHROMIUM.exists():
-        missing = f"no {CHROMIUM}; install it with: apt-get install chromium"
+    if not CHROMIUM.exists() or find_spec("playwright") is None:
+        missing = f"no {CHROMIUM} or no playwright: apt-get install chromium, pip install playwright"
         pytest.fail(missing) if os.environ.get("HPO_TEST_ALL") == "1" else pytest.skip(missing)
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as library:
-        options = {"executable_path": str(CHROMIUM), "args": ARGUMENTS, "viewport": {"width": 1400, "height": 2100}}
-        context = library.chromium.launch_persistent_context(str(tmp_path / "profile"), **options)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as library:
+        context = library.chromium.launch_persistent_context(
+            tmp_path / "profile",
+            executable_path=CHROMIUM,
+            args=ARGUMENTS,
+            viewport={"width": 1400, "height": 2100},
+        )
         yield context.new_page()
         context.close()
 
@@ -108,7 +114,7 @@ def answer(port: int, method: str, path: str, body: str | None = None) -> tuple[
 
 
 def test_page_of_a_study_shows_trials_parameters_and_learning_curves(
-    dashboard: psutil.Popen, port: int, page: "Page", study: optuna.Study
+    dashboard: psutil.Popen, port: int, page: Page, study: optuna.Study
 ) -> None:
     page.goto(f"http://127.0.0.1:{port}/")
     page.get_by_text("small").first.click()

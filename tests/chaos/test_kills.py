@@ -1,13 +1,19 @@
-"""Workers killed again and again: a study ends with exactly its budget all the same."""
+"""Workers killed again and again, or stopped at a bad moment: the record of a study stays whole, and nobody is left."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
+import signal
+import subprocess
+import sys
 import time
 from multiprocessing.connection import wait
+from pathlib import Path
 
 import optuna
+import psutil
 import pytest
 from optuna.trial import TrialState
 from sqlalchemy import URL
@@ -16,6 +22,7 @@ from storage.claims import Claims
 from storage.engine import open_storage
 from storage.engine import parse_url
 
+REPOSITORY = Path(__file__).parents[2]
 KILL_EVERY_S = 0.5
 POLL_S = 0.1
 PROCESSES = multiprocessing.get_context("forkserver")  # loads the libraries once
@@ -75,6 +82,27 @@ def test_four_workers_with_one_killed_every_half_second_record_exactly_forty_tri
     codes = study_after(database, workers=4, budget=40, step_s=0.4, seconds=8)
     assert set(codes) == {0, -9}
     assert codes.count(-9) >= 5
+
+
+def test_ctrl_c_while_the_workers_are_started_leaves_none_of_them(
+    database: URL, study_yaml: Path, tmp_path: Path
+) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    os.mkfifo(logs / "worker-3.log")  # the third start waits until somebody reads it
+    command = [sys.executable, "-m", "hpo", "run", str(study_yaml), "--workers", "3", "-o", str(tmp_path)]
+    environment = os.environ | {"HPO_STORAGE": database.render_as_string(hide_password=False)}
+    run = psutil.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while len(started := run.children()) < 2:
+        assert run.poll() is None
+    run.send_signal(signal.SIGINT)
+    reader = os.open(logs / "worker-3.log", os.O_RDONLY | os.O_NONBLOCK)
+    output = run.communicate(timeout=60)[0]
+    os.close(reader)
+    left = [worker for worker in started if worker.is_running()]
+    for worker in left:
+        worker.kill()
+    assert (run.returncode, left) == (75, []), output
 
 
 @pytest.mark.chaos

@@ -51,7 +51,8 @@ def rows(query: Query) -> Callable[[URL], dict[str, list[str]]]:
 
     def dump(url: URL) -> dict[str, list[str]]:
         tables = query(url, "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
-        return {str(name): [str(row) for row, in query(url, f"SELECT t::text FROM {name} t ORDER BY 1")] for name, in tables}
+        found = {str(name): query(url, f"SELECT t::text FROM {name} t ORDER BY 1") for (name,) in tables}
+        return {name: [str(row) for (row,) in rows] for name, rows in found.items()}
 
     return dump
 

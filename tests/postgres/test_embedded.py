@@ -32,11 +32,14 @@ url = embedded.start(home)
 """
 PRINT = "print(url, flush=True)\n"
 WAIT = "time.sleep(600)\n"
-START_TWICE_AND_STOP = START + """
+START_TWICE_AND_STOP = (
+    START
+    + """
 same, owner = embedded.start(home) == url, (home / "postgresql" / "data").stat().st_uid
 before = embedded.running(home)
 print(str([same, before, owner, embedded.stop(home), embedded.running(home)]).lower())
 """
+)
 SYSTEM_PYTHON = f"/usr/bin/python3.{sys.version_info.minor}"
 AS_ROOT = os.getuid() == 0
 

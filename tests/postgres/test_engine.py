@@ -43,8 +43,16 @@ def test_bare_postgresql_means_psycopg2(scheme: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["sqlite:///hpo.db", "mysql://u:canary@h/d", "postgresql+asyncpg://u:canary@h/d", "canary", "", "postgresql:canary"]
-    + ["postgresql://u:canary@h:port/d", "https://u:canary@h/d"],
+    [
+        "",
+        "canary",
+        "postgresql:canary",
+        "postgresql://u:canary@h:port/d",
+        "postgresql+asyncpg://u:canary@h/d",
+        "mysql://u:canary@h/d",
+        "https://u:canary@h/d",
+        "sqlite:///canary.db",
+    ],
 )
 def test_anything_but_a_url_of_postgresql_is_refused_with_the_form_expected(text: str) -> None:
     with pytest.raises(StorageError, match=r"expected postgresql\+psycopg2://USER@HOST/DATABASE") as caught:
@@ -90,9 +98,7 @@ def test_eight_processes_opening_an_empty_database_make_one_schema(
     assert rows(empty_database) == rows(database)
 
 
-def test_read_only_storage_reads_and_cannot_write(
-    database: URL, rows: Callable[[URL], dict[str, list[str]]]
-) -> None:
+def test_read_only_storage_reads_and_cannot_write(database: URL, rows: Callable[[URL], dict[str, list[str]]]) -> None:
     study = optuna.create_study(study_name="there", storage=open_storage(database))
     before = rows(database)
     storage = open_storage(database, read_only=True)

@@ -6,27 +6,32 @@ import pytest
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
+from objectives.config import Training
 from objectives.config import TrialConfig
 from objectives.data import load_data
 from objectives.evaluation import METRICS
 from objectives.finetune import Finetuned
 from objectives.finetune import finetune
 from objectives.training import Progress
+from objectives.training import Report
 from objectives.training import Verdict
 
 Trial = tuple[Finetuned, list[Progress]]
+
+
+def going_on(reported: list[Progress]) -> Report:
+    def report(progress: Progress) -> Verdict:
+        reported.append(progress)
+        return "go on"
+
+    return report
 
 
 @pytest.fixture(scope="module")
 def trial(config: TrialConfig) -> Trial:
     """A trial that ran to its end, and what it reported."""
     reported: list[Progress] = []
-
-    def report(progress: Progress) -> Verdict:
-        reported.append(progress)
-        return "go on"
-
-    return finetune(config, report), reported
+    return finetune(config, going_on(reported)), reported
 
 
 def test_the_result_holds_every_metric_with_its_interval_and_ceiling(trial: Trial) -> None:
@@ -65,6 +70,16 @@ def test_the_saved_model_scores_the_same_with_sentence_transformers_and_scipy_al
     similarities = (vectors[data.validation.anchors] * vectors[data.validation.others]).sum(axis=1)
     spearman = spearmanr(similarities, data.validation.grades).statistic
     assert trial[0].result.scores["spearman"] == pytest.approx(spearman, abs=1e-6)
+
+
+def test_a_trial_that_stops_early_says_where_its_best_was(config: TrialConfig) -> None:
+    training = Training(learning_rate=0.05, epochs=40, patience=1, scale=100.0, eval_every_examples=50)
+    pairs = config.pairs.model_copy(update={"train": 100})
+    reported: list[Progress] = []
+    result = finetune(config.model_copy(update={"training": training, "pairs": pairs}), going_on(reported)).result
+    assert result.stop_reason == "early_stopping"
+    assert (result.best_epoch, result.stop_epoch) == (reported[-2].epoch, reported[-1].epoch)
+    assert result.scores == reported[-2].scores
 
 
 def test_a_pruned_trial_has_scores_but_no_intervals(config: TrialConfig) -> None:

