@@ -30,8 +30,10 @@ def run_workers(name: str, url: URL, workers: int, logs: Path, refresh: Callable
 
     Raises Interrupted after Ctrl-C or SIGTERM, SetupError or HpoError when every worker is gone with work left.
     """
-    processes = [_start(name, url, number, logs / f"worker-{number}.log") for number in range(1, workers + 1)]
+    processes: list[subprocess.Popen[bytes]] = []
     try:
+        for number in range(1, workers + 1):
+            processes.append(_start(name, url, number, logs / f"worker-{number}.log"))
         while any(process.poll() is None for process in processes):
             refresh()
             _wait_for_one(processes)

@@ -165,9 +165,9 @@ class ServiceDesk:
 
     def misspell(self, word: str) -> str:
         """Two letters swapped, one left out, or one doubled."""
-        at = int(self.rng.integers(len(word) - 1))
-        swapped = word[at + 1] + word[at]
-        return word[:at] + self.pick([swapped, word[at + 1], word[at] * 2 + word[at + 1]]) + word[at + 2 :]
+        at = self.rng.integers(len(word) - 1)
+        this, following = word[at], word[at + 1]
+        return word[:at] + self.pick([following + this, following, this + this + following]) + word[at + 2 :]
 
 
 def _problems(vocabulary: dict[str, Any]) -> Iterator[Problem]:

@@ -60,8 +60,8 @@ def trainer(*arguments: str) -> Iterator[Trainer]:
 
 @pytest.fixture(scope="module")
 def warm(config: TrialConfig) -> Iterator[Trainer]:
-    """One process for the module; it has trained another trial before."""
-    with trainer() as process:
+    """One process for the module; it has trained another trial before, and its libraries print."""
+    with trainer("-c", CHATTY) as process:
         process.run(changed(config, seed=99, max_seq_tokens=16))
         yield process
 
@@ -120,9 +120,8 @@ def test_a_warm_process_gives_the_bits_of_a_fresh_one(warm: Trainer, config: Tri
         assert fresh.run(config) == warm.run(config)
 
 
-def test_a_library_that_prints_does_not_garble_the_pipe(config: TrialConfig) -> None:
-    with trainer("-c", CHATTY) as chatty:
-        assert [message["event"] for message in chatty.run(config, verdict="prune")] == ["report", "result"]
+def test_a_library_that_prints_does_not_garble_the_pipe(warm: Trainer, config: TrialConfig) -> None:
+    assert [message["event"] for message in warm.run(config, verdict="prune")] == ["report", "result"]
 
 
 def test_a_process_in_training_ends_when_its_worker_is_gone(config: TrialConfig) -> None:
