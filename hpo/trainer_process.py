@@ -83,9 +83,10 @@ def _send(process: subprocess.Popen[str], message: object) -> None:
 
 
 def _receive(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Skips what a library prints while it is imported, before the trainer keeps the pipe to itself."""
     assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        raise EOFError
-    message: dict[str, Any] = json.loads(line)
-    return message
+    for line in process.stdout:
+        if line.startswith('{"event"'):
+            message: dict[str, Any] = json.loads(line)
+            return message
+    raise EOFError

@@ -37,7 +37,7 @@ def read_yaml(path: Path, model: type[Model]) -> Model:
         return model.model_validate(value)
     except ValidationError as error:
         first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")  # a typo hides what it meant
-        line, name = _locate(tree, first["loc"])
+        line, name = _locate(tree, first["loc"], is_missing=first["type"] == "missing")
         raise InputError(f"{path}:{line}: {_sentence(first, name)}") from None
 
 
@@ -87,10 +87,10 @@ def _refuse_aliases(path: Path, text: str) -> None:
             )
 
 
-def _locate(node: Node | None, location: tuple[int | str, ...]) -> tuple[int, str]:
+def _locate(node: Node | None, location: tuple[int | str, ...], *, is_missing: bool) -> tuple[int, str]:
     """The line of the deepest part of `location` that stands in the file, and the dotted name up to there.
 
-    Parts that are not in the file are the branches of a union, but for the last: a missing key.
+    Parts that are not in the file are the branches of a union, but for the last of a missing key.
     """
     line, name = (node.start_mark.line if node else 0), []
     for i, part in enumerate(location):
@@ -101,7 +101,7 @@ def _locate(node: Node | None, location: tuple[int | str, ...]) -> tuple[int, st
             found = node.value[part].start_mark.line, node.value[part]
         if found:
             line, node = found
-        if found or i == len(location) - 1:
+        if found or (is_missing and i == len(location) - 1):
             name.append(str(part))
     return line + 1, ".".join(name) or "the file"
 
@@ -124,4 +124,5 @@ def _represent_float(representer: RoundTripRepresenter, value: float) -> Any:
 def _represent_str(representer: RoundTripRepresenter, value: str) -> Any:
     """Quoted where YAML 1.1 would read something else: `off` is false there."""
     other_in_1_1 = any((1, 1) in versions and regexp.match(value) for versions, _, regexp, _ in implicit_resolvers)
-    return representer.represent_scalar("tag:yaml.org,2002:str", value, style='"' if other_in_1_1 else None)
+    quoted = other_in_1_1 or "\x85" in value  # a line break of 1.1
+    return representer.represent_scalar("tag:yaml.org,2002:str", value, style='"' if quoted else None)

@@ -81,7 +81,7 @@ class Training(BaseModel):
     learning_rate: Annotated[float, Field(gt=0)] = 2e-5
     batch_size: Annotated[int, Field(ge=2)] = 32
     epochs: Positive = 3
-    warmup_ratio: Share = 0.1
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -89,6 +89,12 @@ class Training(BaseModel):
     patience: Positive | Literal["off"] = "off"
     min_epochs: Annotated[float, Field(ge=0)] = 0.0
     eval_every_examples: Positive = 5_000
+
+    @model_validator(mode="after")
+    def _batch_fits_between_evaluations(self) -> Training:
+        if self.batch_size > self.eval_every_examples:
+            raise ValueError(f"batch_size {self.batch_size} is above eval_every_examples {self.eval_every_examples}")
+        return self
 
 
 class TrialConfig(BaseModel):
@@ -98,7 +104,7 @@ class TrialConfig(BaseModel):
     incidents: Incidents
     splits: Splits = Splits()
     pairs: Pairs = Pairs()
-    model: str
+    model: Annotated[str, Field(min_length=1)]
     max_seq_tokens: Annotated[int, Field(ge=4)] = 128
     training: Training = Training()
     seed: int = 0

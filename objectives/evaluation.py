@@ -51,7 +51,7 @@ def rank_pairs(similarities: FloatArray, grades: FloatArray, positive_grade: flo
 def score(ranking: Ranking, weights: FloatArray | None = None) -> dict[str, float]:
     """METRICS and `threshold`, the similarity from which a pair counts as positive at the best F1.
 
-    weights: (pairs,) non-negative, default ones. roc_auc and pr_auc are those of scikit-learn (average precision).
+    weights: (pairs,) whole numbers, default ones. roc_auc and pr_auc are those of scikit-learn (average precision).
     """
     shape = (len(ranking.similarities), len(ranking.grades))
     cells = ranking.similarity_index * shape[1] + ranking.grade_index
@@ -79,10 +79,13 @@ def bootstrap_intervals(
     rng = np.random.default_rng(seed)
     incidents, index = np.unique(np.concatenate([anchors, others]), return_inverse=True)
     a, b = index[: len(anchors)], index[len(anchors) :]
-    replicates = []
-    for _ in range(RESAMPLES):
+    replicates: list[dict[str, float]] = []
+    while len(replicates) < RESAMPLES:
         drawn = np.bincount(rng.integers(len(incidents), size=len(incidents)), minlength=len(incidents))
-        replicates.append(score(ranking, (drawn[a] * drawn[b]).astype(np.float64)))
+        with np.errstate(invalid="ignore"):
+            replicate = score(ranking, (drawn[a] * drawn[b]).astype(np.float64))
+        if np.isfinite(list(replicate.values())).all():  # else a class went without weight: drawn again
+            replicates.append(replicate)
     return {m: tuple(np.percentile([r[m] for r in replicates], INTERVAL).tolist()) for m in METRICS}
 
 
@@ -139,5 +142,6 @@ def _best_f1(binary: FloatArray, similarities: FloatArray) -> tuple[float, float
     f1 = 2 * found / (retrieved + found[0])
     best = int(np.argmax(f1))
     # Half-way to the next similarity below, so that rounding in another program flips no pair.
-    threshold = similarities[max(best - 1, 0) : best + 1].mean()
-    return float(f1[best]), float(threshold)
+    below = similarities[max(best - 1, 0)]
+    half_way = (below + similarities[best]) / 2
+    return float(f1[best]), float(half_way if half_way > below else similarities[best])

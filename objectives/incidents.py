@@ -92,6 +92,8 @@ def _rows(path: Path, columns: Columns) -> Iterator[dict[str, str]]:
             _check_header(path, header, columns)
             line = reader.line_num + 1
             for fields in reader:
+                if not fields:  # a blank line
+                    continue
                 if len(fields) != len(header):
                     raise DataError(f"{path}:{line}: found {len(fields)} fields, the header has {len(header)}")
                 row = _pick(dict(zip(header, fields, strict=True)), columns)
@@ -100,10 +102,20 @@ def _rows(path: Path, columns: Columns) -> Iterator[dict[str, str]]:
                 seen.add(row["id"])
                 yield row
                 line = reader.line_num + 1
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}:{line}: not a CSV file in UTF-8 ({error})") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}:{_first_line_not_utf8(path)}: not UTF-8; save the export as UTF-8") from None
+    except csv.Error as error:
+        raise DataError(f"{path}:{line}: not readable as CSV ({error})") from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
+
+
+def _first_line_not_utf8(path: Path) -> int:
+    """The decoder reads in chunks and cannot tell."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rb") as file:
+        lines = enumerate(file, 1)
+        return next((number for number, line in lines if line.decode("utf-8", "ignore").encode() != line), 1)
 
 
 def _check_header(path: Path, header: list[str], columns: Columns) -> None:

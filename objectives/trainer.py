@@ -37,15 +37,12 @@ def main() -> None:
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read_stdin, args=(lines,), daemon=True).start()
 
-    def say(**message: Any) -> None:
-        answers.write(json.dumps(message, allow_nan=False) + "\n")
-
     def report(progress: Progress) -> Any:
-        say(event="report", **asdict(progress))
+        answers.write(_line("report", **asdict(progress)))
         return json.loads(lines.get())
 
     while True:
-        say(**_run(lines.get(), report))
+        answers.write(_run(lines.get(), report))
 
 
 def _read_stdin(lines: queue.SimpleQueue[str]) -> None:
@@ -54,16 +51,21 @@ def _read_stdin(lines: queue.SimpleQueue[str]) -> None:
     os._exit(0)
 
 
-def _run(line: str, report: Report) -> dict[str, Any]:
+def _line(event: str, **content: Any) -> str:
+    """Raises ValueError for NaN and infinity: neither may become a value."""
+    return json.dumps({"event": event, **content}, allow_nan=False) + "\n"
+
+
+def _run(line: str, report: Report) -> str:
     """How the trial ended, as one message."""
     try:
-        return {"event": "result", **asdict(finetune(TrialConfig.model_validate_json(line), report).result)}
+        return _line("result", **asdict(finetune(TrialConfig.model_validate_json(line), report).result))
     except INFEASIBLE as error:
-        return {"event": "infeasible", "reason": type(error).__name__, "message": str(error)}
+        return _line("infeasible", reason=type(error).__name__, message=str(error))
     except BROKEN_SETUP as error:
-        return {"event": "setup", "message": str(error)}
+        return _line("setup", message=str(error))
     except Exception as error:
-        return {"event": "bug", "trace": _scrubbed(error)}
+        return _line("bug", trace=_scrubbed(error))
 
 
 def _scrubbed(error: Exception) -> str:

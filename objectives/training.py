@@ -65,13 +65,12 @@ def fit(
     torch.manual_seed(seed)
     run = Fit()
     step_on = _optimizer_step(encoder, config, steps=config.epochs * math.ceil(len(ends) / config.batch_size))
-    seen, total = 0, config.epochs * len(ends)
+    seen, evaluations = 0, _evaluation_steps(config.epochs * len(ends), config.eval_every_examples)
     for batch in _batches(len(ends), config.batch_size, config.epochs, seed):
         step_on(ends[batch])
-        before, seen = seen // config.eval_every_examples, seen + len(batch)
-        if seen // config.eval_every_examples > before or seen == total:
-            step = total if seen == total else seen // config.eval_every_examples * config.eval_every_examples
-            progress = Progress(step, seen / len(ends), evaluate())
+        seen += len(batch)
+        if seen >= evaluations[0]:
+            progress = Progress(evaluations.pop(0), seen / len(ends), evaluate())
             verdict = report(progress)
             _remember(run, progress, encoder)
             if verdict == "prune" or _is_patience_over(run, config, progress):
@@ -79,6 +78,11 @@ def fit(
                 break
     encoder.model.load_state_dict(run.best_weights)
     return run
+
+
+def _evaluation_steps(total: int, every: int) -> list[int]:
+    """Multiples of `every`, and the end; none within half an interval of the end, where batches would blur the two."""
+    return [*range(every, total - every // 2, every), total]
 
 
 def _batches(pairs: int, batch_size: int, epochs: int, seed: int) -> Iterator[IntArray]:

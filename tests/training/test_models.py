@@ -113,3 +113,11 @@ def test_weights_other_than_safetensors_are_refused(tmp_path: Path, base: Senten
     (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"model\.safetensors"):
         load_encoder(str(tmp_path / "model"), 128, ["text"])
+
+
+@pytest.mark.parametrize("prefix", ["", "static:"])
+def test_a_static_model_that_was_saved_is_a_base_model(tmp_path: Path, prefix: str, texts: list[str]) -> None:
+    saved = load_encoder(KINDS[0], 128, texts)
+    saved.whole().save(str(tmp_path / "model"), create_model_card=False)
+    again = load_encoder(f"{prefix}{tmp_path / 'model'}", 128, texts)
+    assert np.array_equal(vectors(again, texts), vectors(saved, texts))

@@ -142,3 +142,14 @@ def test_intervals_are_wider_than_if_pairs_that_share_incidents_were_independent
     low, high = np.percentile([score(ranking, weights)["roc_auc"] for weights in draws], [2.5, 97.5])
     honest = bootstrap_intervals(ranking, a, b, seed=0)["roc_auc"]
     assert honest[1] - honest[0] > 1.5 * (high - low)
+
+
+def test_intervals_of_a_single_positive_pair_are_finite() -> None:
+    ranking = rank_pairs(np.arange(10.0), np.array([1.0] + [0.0] * 9), 0.5)
+    intervals = bootstrap_intervals(ranking, np.arange(10), np.arange(10, 20), seed=0)
+    assert np.isfinite(list(intervals.values())).all()
+
+
+def test_the_threshold_separates_adjacent_doubles() -> None:
+    low, high = np.nextafter(0.3, 0), 0.3
+    assert score(rank_pairs(np.array([low, high]), np.array([0.0, 1.0]), 0.5))["threshold"] == high

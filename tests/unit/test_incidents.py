@@ -71,9 +71,9 @@ def test_two_columns_of_one_name_are_refused(export: Path) -> None:
     [
         (b"", "no column"),
         (HEADER, "none of 0 rows"),
-        ((HEADER + ONE).encode() + "2,Büro,,x,y,\n".encode("latin-1"), "not a CSV file in UTF-8"),
-        (HEADER + '1,"never closed,,x,y,\n', "not a CSV file"),
-        (HEADER + ONE.replace("mail down", "m" * (1 << 21)), "not a CSV file"),
+        ((HEADER + ONE).encode() + "2,Büro,,x,y,\n".encode("latin-1"), ":3: not UTF-8"),
+        (HEADER + '1,"never closed,,x,y,\n', "not readable as CSV"),
+        (HEADER + ONE.replace("mail down", "m" * (1 << 21)), "not readable as CSV"),
     ],
     ids=["empty file", "header only", "not UTF-8", "open quote", "huge field"],
 )
@@ -131,3 +131,14 @@ def test_equal_names_of_subcategories_differ_between_categories_and_an_empty_one
     table = read(export, HEADER + "1,a,,x,other,\n2,b,,z,other,\n3,c,,z,,\n")
     assert table.subcategory[0] != table.subcategory[1]
     assert table.subcategory[2] == -1
+
+
+def test_a_blank_line_is_no_incident(export: Path) -> None:
+    export.write_text(HEADER + ONE + "\n\n")
+    assert len(read_incidents(Incidents(path=str(export), columns=Columns(duplicate_of="duplicate_of")))) == 1
+
+
+def test_a_wrong_byte_is_named_with_its_line_far_into_a_file(export: Path) -> None:
+    rows = [ONE.replace("1", str(number), 1).encode() for number in range(1, 300)]
+    rows[250] = rows[250].replace(b"mail", b"m\xe9l")
+    assert ":252: not UTF-8" in refusal(export, HEADER.encode() + b"".join(rows))
