@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from hpo.errors import SetupError
 REFRESH_S = 0.5
 STOP_TIMEOUT_S = 15.0
 CPU_WORKERS = 2
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def default_workers() -> int:
@@ -31,18 +34,27 @@ def run_workers(name: str, url: URL, workers: int, logs: Path, refresh: Callable
     Raises Interrupted after Ctrl-C or SIGTERM, SetupError or HpoError when every worker is gone with work left.
     """
     processes: list[subprocess.Popen[bytes]] = []
+    stopping = _on_stop_signals()
     try:
         for number in range(1, workers + 1):
             processes.append(_start(name, url, number, logs / f"worker-{number}.log"))
-        while any(process.poll() is None for process in processes):
+        while any(process.poll() is None for process in processes) and not stopping.is_set():
             refresh()
             _wait_for_one(processes)
-    except KeyboardInterrupt:
-        raise Interrupted("stopped; trials in hand wait in the database. Run the same command to go on") from None
     finally:
         _stop(processes)
+    if stopping.is_set():
+        raise Interrupted("stopped; trials in hand wait in the database. Run the same command to go on")
     refresh()
     _explain([process.returncode for process in processes], logs)
+
+
+def _on_stop_signals() -> threading.Event:
+    """Set by the first signal. An exception instead could fall between the start of a worker and its record here."""
+    stopping = threading.Event()
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: stopping.set())
+    return stopping
 
 
 def _start(name: str, url: URL, number: int, log: Path) -> subprocess.Popen[bytes]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import sys
 import time
 from contextlib import nullcontext
@@ -49,8 +48,6 @@ def run_study(path: Path, workers: int | None, out: Path | None) -> None:
     console = make_console()
     snapshot = take_snapshot(study, file)
     if snapshot.finished < file.budget.trials:
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.default_int_handler)
         _work_in_view(console, url, file, study, workers or default_workers(), folder)
     else:
         console.print(f"study {file.name} is complete: {snapshot.finished} trials recorded")

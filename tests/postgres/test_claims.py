@@ -176,6 +176,7 @@ def test_trial_given_back_keeps_number_and_parameters(study: optuna.Study, claim
 
 def test_claimer_that_lost_its_connection_is_told_so(database: URL, claims: Claims, query: Query) -> None:
     claims.claim(BUDGET)
-    query(database, "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = 1")
+    of_here = "database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    query(database, f"SELECT pg_terminate_backend(pid) FROM pg_locks WHERE classid = {TRIAL_LOCK} AND {of_here}")
     with pytest.raises(DBAPIError):
         claims.claim(BUDGET)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -65,7 +66,7 @@ def search(module_database: URL, canary_study: Path, start: Start, hpo: Run, que
     states = "SELECT number, state FROM trials ORDER BY number"
     wait_until(first, lambda: (0, "RUNNING") in query(url, states) and "trial 0 started" in logs(out))
     workers = psutil.Process(first.pid).children()
-    first.send_signal(signal.SIGINT)
+    os.killpg(first.pid, signal.SIGINT)  # as a terminal does
     stopped = subprocess.CompletedProcess("", first.wait(), first.communicate()[0])
     return Search(
         url=url,

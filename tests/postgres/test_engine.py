@@ -30,7 +30,11 @@ def guarded(server_url: URL, query: Callable[..., list[tuple[str]]]) -> URL:
     query(server_url, "CREATE ROLE guarded SUPERUSER LOGIN PASSWORD %s", SECRET)
     rules = Path(query(server_url, "SHOW hba_file")[0][0])
     rules.write_text(f"local all guarded scram-sha-256\n{rules.read_text()}")
+    loaded = "SELECT pg_conf_load_time()"
+    before = query(server_url, loaded)
     query(server_url, "SELECT pg_reload_conf()")
+    while query(server_url, loaded) == before:  # the server reads its files a moment later
+        pass
     return server_url.set(username="guarded", password=SECRET)
 
 

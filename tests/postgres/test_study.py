@@ -146,18 +146,18 @@ def test_larger_budget_extends_a_study_for_those_who_have_it_open(database: URL,
 
 def test_creation_that_dies_at_any_write_is_completed_by_the_next(database: URL, path: Path, query: Query) -> None:
     query(database, FAULT)
+    storage, file = open_storage(database), read_study_file(path)
     for died in itertools.count():
         query(database, "SELECT setval('writes', %s)", 1000 - died)  # the next write but `died` fails
         try:
-            create(database, path)
+            create_study(database, storage, file)
             break  # it needs no more writes than that
         except (IntegrityError, optuna.exceptions.StorageInternalError):
             query(database, "SELECT setval('writes', 2000)")
-        study = create(database, path)
-        assert baselines(study) == expected(path)
-        assert reopen(database)[1] == read_study_file(path)
+        study = create_study(database, storage, file)
+        assert (baselines(study), open_study(storage, "small")[1]) == (expected(path), file)
         refuse_other_versions(study)
-        optuna.delete_study(study_name="small", storage=open_storage(database))
+        storage.delete_study(study._study_id)
     assert died > 5
 
 
