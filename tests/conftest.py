@@ -44,6 +44,8 @@ def server_url(server_home: Path) -> URL:
     from storage.engine import open_storage
 
     url = make_url(embedded.url(server_home))
+    _execute(url, "ALTER SYSTEM SET fsync = off")  # what a test wrote need not outlive a power cut
+    _execute(url, "SELECT pg_reload_conf()")
     _execute(url, f"CREATE DATABASE {TEMPLATE}")
     storage = open_storage(url.set(database=TEMPLATE))
     storage.remove_session()

@@ -11,13 +11,16 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from sqlalchemy import URL
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from storage.claims import TRIAL_LOCK
 from storage.claims import Claims
+from storage.engine import open_engine
 from storage.engine import open_storage
 
 Query = Callable[..., list[tuple[object, ...]]]
+Start = Callable[..., subprocess.Popen[str]]
 BUDGET = 20
 OPEN = """
 import json, optuna
@@ -62,7 +65,7 @@ def claims(database: URL, study: optuna.Study) -> Iterator[Claims]:
 
 
 @pytest.fixture
-def claimer(database: URL, study: optuna.Study, start: Callable[..., subprocess.Popen[str]]) -> subprocess.Popen[str]:
+def claimer(database: URL, study: optuna.Study, start: Start) -> subprocess.Popen[str]:
     """A process that is about to print number and `x` of the trial that it holds and has reported on."""
     return start(database, "-c", CLAIM_AND_WAIT)
 
@@ -146,6 +149,24 @@ def test_trial_of_a_live_claimer_is_never_swept(
         claims.release(trial)
     held = study.get_trials()[number]
     assert (held.state, held.intermediate_values) == (TrialState.RUNNING, {1: x})
+
+
+def test_trial_that_ends_in_the_middle_of_a_sweep_stays_ended(
+    database: URL, study: optuna.Study, claims: Claims, claimer: subprocess.Popen[str], start: Start, query: Query
+) -> None:
+    held_by(claimer)
+    trial = claims.claim(BUDGET)
+    assert trial is not None
+    kill(claimer, query, database)
+    with open_engine(database).begin() as connection:  # the sweep has read both trials and waits at the first
+        connection.execute(text("SELECT FROM trials WHERE number = 0 FOR UPDATE"))
+        sweeper = start(database, "-c", CLAIM_AND_WAIT)
+        while not query(database, "SELECT FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0"):
+            assert sweeper.poll() is None
+        study.tell(trial, 1.0)
+        claims.release(trial)
+    assert held_by(sweeper)[0] == 0
+    assert [t.state for t in study.get_trials()] == [TrialState.RUNNING, TrialState.COMPLETE]
 
 
 def test_claimer_never_sweeps_its_own_trial(study: optuna.Study, claims: Claims) -> None:
