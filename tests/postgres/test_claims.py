@@ -161,7 +161,7 @@ def test_trial_that_ends_in_the_middle_of_a_sweep_stays_ended(
     with open_engine(database).begin() as connection:  # the sweep has read both trials and waits at the first
         connection.execute(text("SELECT FROM trials WHERE number = 0 FOR UPDATE"))
         sweeper = start(database, "-c", CLAIM_AND_WAIT)
-        while not query(database, "SELECT FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0"):
+        while not query(database, "SELECT pid FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0"):
             assert sweeper.poll() is None
         study.tell(trial, 1.0)
         claims.release(trial)
