@@ -70,8 +70,8 @@ class StudyFile(BaseModel):
     ] = "quick_wins"
     pruner: Pruner = Pruner()
     targets: dict[MetricName, Target] = dict.fromkeys(METRICS, 0.8)
-    seed: Annotated[int, Field(ge=0)] = 0
-    threads: Positive = 1
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
 
 
 def read_study_file(path: Path) -> StudyFile:

@@ -34,7 +34,7 @@ class Columns(BaseModel):
 
 class Incidents(BaseModel):
     model_config = STRICT
-    path: str
+    path: Annotated[str, Field(pattern=r"^[^\x00]+$")]
     columns: Columns = Columns()
     sha256: str | None = None  # of the file's bytes; set when a study is created
 
