@@ -154,11 +154,15 @@ def demo_data(
 
     Example: hpo demo-data -o incidents.csv --incidents 1000
     """
+    from hpo.errors import InputError
     from objectives.demo_incidents import DEFAULT_INCIDENTS
     from objectives.demo_incidents import write_demo_incidents
 
     size = incidents or DEFAULT_INCIDENTS
-    write_demo_incidents(out, size, seed)
+    try:
+        write_demo_incidents(out, size, seed)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror})") from None
     print(f"{size} incidents: {out}")
 
 

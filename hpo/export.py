@@ -105,7 +105,8 @@ def read_best_file(path: Path) -> tuple[BestFile, TrialConfig]:
     try:
         return best, TrialConfig(**shared, training=Training.model_validate(training))
     except ValidationError as error:
-        raise InputError(f"{path}: {error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from None
+        first = error.errors()[0]
+        raise InputError(f"{path}: {': '.join([*map(str, first['loc']), first['msg']])}") from None
 
 
 def _best_file(study: optuna.Study, file: StudyFile, trial: FrozenTrial) -> BestFile:

@@ -45,7 +45,7 @@ class Splits(BaseModel):
     model_config = STRICT
     validation: Share = 0.15
     test: Share = 0.15
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _leave_some_to_train(self) -> Splits:
@@ -65,7 +65,7 @@ class Pairs(BaseModel):
     held_out: Annotated[int, Field(ge=100)] = 10_000
     positive_share: Annotated[float, Field(gt=0, lt=1)] = 0.135
     same_category_share: Share = 0.265
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _shares_fit(self) -> Pairs:
@@ -107,5 +107,5 @@ class TrialConfig(BaseModel):
     model: Annotated[str, Field(min_length=1)]
     max_seq_tokens: Annotated[int, Field(ge=4)] = 128
     training: Training = Training()
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     threads: Positive = 1

@@ -25,6 +25,8 @@ INTERVAL = (2.5, 97.5)  # percentiles of the bootstrap
 class Collapsed(ValueError):
     """All similarities are equal: the ranking says nothing and no Spearman exists."""
 
+    exit_code = 1
+
 
 @dataclass(frozen=True)
 class Ranking:

@@ -30,6 +30,8 @@ Scores = dict[str, float]
 class Diverged(ArithmeticError):
     """The loss is not finite."""
 
+    exit_code = 1
+
 
 @dataclass(frozen=True)
 class Progress:
