@@ -212,9 +212,14 @@ def main() -> None:
 def _explained(error: Exception) -> tuple[str, int]:
     if code := getattr(error, "exit_code", None):
         return str(error), code
+    import psycopg2
+
     from hpo.errors import Interrupted
     from storage.engine import LOST
+    from storage.engine import StorageError
 
+    if isinstance(error, psycopg2.Error):
+        return f"PostgreSQL refuses: {str(error).partition(chr(10))[0]}", StorageError.exit_code
     if isinstance(error, LOST):
         return "lost the database; run the same command again when it is back", Interrupted.exit_code
     raise error

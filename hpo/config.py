@@ -72,6 +72,8 @@ class StudyFile(BaseModel):
     targets: dict[MetricName, Target] = dict.fromkeys(METRICS, 0.8)
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    lease_s: Annotated[float, Field(ge=1, le=86_400)] = 30.0  # a worker that is silent for so long has lost its trial
+    patience_s: Annotated[float, Field(ge=0, le=86_400)] = 600.0  # a worker waits so long for a database that is away
 
 
 def read_study_file(path: Path) -> StudyFile:
@@ -111,13 +113,14 @@ def searched(file: StudyFile) -> SpaceWithBaselines:
 
 
 def fingerprint(file: StudyFile) -> str:
-    """SHA-256 of everything that decides what a trial is: not of budget and targets, nor of where the data lie."""
+    """SHA-256 of everything that decides what a trial is."""
     content = identity(file)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def identity(file: StudyFile) -> dict[str, Any]:
-    return file.model_dump(mode="json", exclude={"budget": True, "targets": True, "incidents": {"path"}})
+    may_change: dict[str, Any] = dict.fromkeys(("budget", "targets", "lease_s", "patience_s"), True)
+    return file.model_dump(mode="json", exclude=may_change | {"incidents": {"path"}})
 
 
 def _space(file: StudyFile, path: Path) -> SpaceWithBaselines:

@@ -7,14 +7,17 @@ import waitress
 
 from hpo.connect import storage_url
 from hpo.errors import InputError
-from storage.engine import open_storage
+from storage.engine import open_rdb_storage
+from storage.native import PostgresStorage
 
 HOST = "127.0.0.1"
 
 
 def serve(port: int) -> None:
     """optuna-dashboard has no login and can delete studies, so its session is read-only. Raises InputError."""
-    app = optuna_dashboard.wsgi(open_storage(storage_url(), read_only=True))
+    url = storage_url()
+    PostgresStorage(url).remove_session()  # makes the tables of a new database
+    app = optuna_dashboard.wsgi(open_rdb_storage(url, read_only=True))
     try:
         server = waitress.create_server(app, host=HOST, port=port)
     except OSError as error:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,27 +33,27 @@ def run_workers(name: str, url: URL, workers: int, logs: Path, refresh: Callable
     Raises Interrupted after Ctrl-C or SIGTERM, SetupError or HpoError when every worker is gone with work left.
     """
     processes: list[subprocess.Popen[bytes]] = []
-    stopping = _on_stop_signals()
+    signals = _note_stop_signals()
     try:
         for number in range(1, workers + 1):
             processes.append(_start(name, url, number, logs / f"worker-{number}.log"))
-        while any(process.poll() is None for process in processes) and not stopping.is_set():
+        while any(process.poll() is None for process in processes) and not signals:
             refresh()
             _wait_for_one(processes)
     finally:
         _stop(processes)
-    if stopping.is_set():
+    if signals:
         raise Interrupted("stopped; trials in hand wait in the database. Run the same command to go on")
     refresh()
     _explain([process.returncode for process in processes], logs)
 
 
-def _on_stop_signals() -> threading.Event:
-    """Set by the first signal. An exception instead could fall between the start of a worker and its record here."""
-    stopping = threading.Event()
+def _note_stop_signals() -> list[int]:
+    """Those that came. An exception instead could fall between the start of a worker and its record here."""
+    came: list[int] = []
     for number in STOP_SIGNALS:
-        signal.signal(number, lambda *_: stopping.set())
-    return stopping
+        signal.signal(number, lambda number, _: came.append(number))
+    return came
 
 
 def _start(name: str, url: URL, number: int, log: Path) -> subprocess.Popen[bytes]:

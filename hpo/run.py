@@ -35,7 +35,7 @@ from hpo.status import take_snapshot
 from hpo.study import create_study
 from hpo.study import open_study
 from objectives.data import load_data
-from storage.engine import open_storage
+from storage.native import PostgresStorage
 
 WATCH_S = 2.0
 
@@ -59,11 +59,11 @@ def create_from_file(path: Path) -> tuple[URL, StudyFile, optuna.Study]:
     file = read_study_file(path)
     load_data(file.incidents, file.splits, file.pairs)
     url = storage_url()
-    return url, file, create_study(url, open_storage(url), file)
+    return url, file, create_study(url, PostgresStorage(url), file)
 
 
 def open_by_name(name: str) -> tuple[optuna.Study, StudyFile]:
-    return open_study(open_storage(storage_url()), name)
+    return open_study(PostgresStorage(storage_url()), name)
 
 
 def print_status(name: str, *, watch: bool, as_json: bool) -> None:

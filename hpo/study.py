@@ -12,22 +12,21 @@ from optuna.trial import FrozenTrial
 from pydantic import ValidationError
 from sqlalchemy import URL
 
-from hpo.config import Budget
 from hpo.config import StudyFile
 from hpo.config import identity
 from hpo.config import searched
 from hpo.errors import InputError
 from hpo.errors import SetupError
-from storage.engine import creation_lock
+from storage.native import PostgresStorage
+from storage.schema import creation_lock
 
 CONFIG = "hpo:config"
-BUDGET = "hpo:budget"
 VERSIONS = "hpo:versions"
 BASELINE = "baseline"  # a trial's user attribute: the name of the recipe
 PACKAGES = ("incident-hpo", "optuna", "sentence-transformers", "transformers", "torch", "numpy")
 
 
-def create_study(url: URL, storage: optuna.storages.BaseStorage, file: StudyFile) -> optuna.Study:
+def create_study(url: URL, storage: PostgresStorage, file: StudyFile) -> optuna.Study:
     """Makes the study, or opens it if it was made from the same configuration; its budget becomes the file's.
 
     Raises InputError if the name is taken by another configuration; that study stays as it is.
@@ -42,7 +41,7 @@ def create_study(url: URL, storage: optuna.storages.BaseStorage, file: StudyFile
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names(["spearman"])  # how the dashboard labels its axes
         # Each time anew: the budget, the targets and the place of the data may change.
-        storage.set_study_system_attr(study._study_id, BUDGET, file.budget.trials)
+        storage.manage(study._study_id, file.budget.trials, file.lease_s)
         storage.set_study_system_attr(study._study_id, CONFIG, file.model_dump_json())
         _enqueue_baselines(study, file)
         if VERSIONS not in storage.get_study_system_attrs(study._study_id):
@@ -58,11 +57,6 @@ def open_study(storage: optuna.storages.BaseStorage, name: str) -> tuple[optuna.
         names = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none yet"
         raise InputError(f"no study {name!r} in this database; there are: {names}") from None
     return study, _stored_file(study)
-
-
-def stored_budget(study: optuna.Study) -> int:
-    """Read anew for every claim: running a file with a larger budget extends a study while its workers run."""
-    return int(study._storage.get_study_system_attrs(study._study_id)[BUDGET])
 
 
 def refuse_other_versions(study: optuna.Study) -> None:
@@ -120,14 +114,13 @@ def _stored_file(study: optuna.Study) -> StudyFile:
     if CONFIG not in attributes:
         raise InputError(f"study {study.study_name!r} was not made by `hpo create` or `hpo run`; choose another name")
     try:
-        file = StudyFile.model_validate_json(attributes[CONFIG])
+        return StudyFile.model_validate_json(attributes[CONFIG])
     except ValidationError:
         made_with = attributes.get(VERSIONS, {}).get("incident-hpo", "another")
         raise SetupError(
             f"study {study.study_name!r} cannot be read by this version ({version('incident-hpo')}); "
             f"it was made with {made_with}. Install that, or choose another name"
         ) from None
-    return file.model_copy(update={"budget": Budget(trials=stored_budget(study))})
 
 
 def _enqueue_baselines(study: optuna.Study, file: StudyFile) -> None:

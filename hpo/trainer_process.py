@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -35,17 +34,19 @@ class TrainerDied(Exception):
 
 
 class TrainerProcess:
-    """`stopped` is set for good by stop(), which may be called from a signal handler."""
+    """`stopped` is set for good by stop(), which may be called from a signal handler: hence no lock and no Event."""
 
     def __init__(self) -> None:
-        self.stopped = threading.Event()
+        self.stopped = False
         self._process: subprocess.Popen[str] | None = None
 
     def run(self, config: TrialConfig, on_report: OnReport) -> dict[str, Any]:
         """One trial; returns the message that ended it. Raises TrainerDied."""
-        process = self._process = self._process or _start()
+        if self._process is None or self._process.poll() is not None:
+            self._process = _start()
+        process = self._process
         try:
-            if self.stopped.is_set():  # a signal that came while it started found nothing to kill
+            if self.stopped:  # a signal that came while it started found nothing to kill
                 raise EOFError
             _send(process, config.model_dump(mode="json"))
             while True:
@@ -59,9 +60,13 @@ class TrainerProcess:
             raise TrainerDied(f"the trainer process ended with code {process.wait()}") from None
 
     def stop(self) -> None:
-        self.stopped.set()
-        if self._process is not None:
-            self._process.kill()
+        self.stopped = True
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """Ends the trial in hand, if any; the next one gets a new process."""
+        if (process := self._process) is not None:
+            process.kill()
 
 
 def _start() -> subprocess.Popen[str]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -24,44 +27,54 @@ from hpo.study import make_pruner
 from hpo.study import make_sampler
 from hpo.study import open_study
 from hpo.study import refuse_other_versions
-from hpo.study import stored_budget
 from hpo.trainer_process import TrainerDied
 from hpo.trainer_process import TrainerProcess
 from search_spaces.space import suggest
-from storage.claims import Claims
-from storage.engine import open_storage
+from storage.connection import Unavailable
+from storage.keeper import Keeper
+from storage.leases import Claim
+from storage.leases import LeaseLost
+from storage.native import PostgresStorage
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 1.0  # while other workers finish the last trials
-MAX_ATTEMPTS = 3  # of a trial whose trainer dies
 MAX_BUGS_IN_A_ROW = 3
-ATTEMPTS = "hpo:attempts"
+STOP_PATIENCE_S = 3.0  # for giving a trial back when stopped; the lease's end does it otherwise
 
 
 @dataclass(frozen=True)
 class Worker:
     """What one worker holds while it runs."""
 
+    name: str
     study: optuna.Study
+    storage: PostgresStorage
     file: StudyFile
-    claims: Claims
+    keeper: Keeper
     trainer: TrainerProcess
 
 
 def work(url: URL, name: str) -> int:
-    """Runs trials until the study is finished (0) or a signal comes (75). Raises SetupError, HpoError."""
-    storage = open_storage(url)
+    """Runs trials until the study is finished (0) or a signal comes (75). Raises SetupError, HpoError, Unavailable."""
+    trainer = TrainerProcess()
+    storage = PostgresStorage(url, interrupted=lambda: trainer.stopped)
     study, file = open_study(storage, name)
+    storage.patience_s = file.patience_s
     refuse_other_versions(study)
     study.pruner = make_pruner(file)
-    trainer = TrainerProcess()
+    keeper = Keeper(storage, url, study._study_id, file.lease_s)
     _stop_on_signals(trainer)
+    keeper.start()
     try:
-        with Claims(url, study) as claims:
-            return _claim_and_run(Worker(study, file, claims, trainer))
+        return _claim_and_run(Worker(_own_name(), study, storage, file, keeper, trainer))
     finally:
+        keeper.stop()
         trainer.stop()
+
+
+def _own_name() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _stop_on_signals(trainer: TrainerProcess) -> None:
@@ -77,41 +90,52 @@ def _stop_on_signals(trainer: TrainerProcess) -> None:
 
 def _claim_and_run(worker: Worker) -> int:
     bugs_in_a_row = 0
-    while not worker.trainer.stopped.is_set():
-        budget = stored_budget(worker.study)
-        trial = worker.claims.claim(budget)
-        if trial is not None:
-            bugs_in_a_row = bugs_in_a_row + 1 if _run_trial(worker, trial) == "bug" else 0
-            if bugs_in_a_row == MAX_BUGS_IN_A_ROW:
-                raise HpoError(f"{bugs_in_a_row} trials in a row failed; why is in their attribute `trace`")
-        elif worker.claims.counts()["finished"] >= budget:
+    while not worker.trainer.stopped:
+        claim = worker.storage.claim(worker.study._study_id, worker.name)
+        if claim.verdict == "done":
             return 0
-        else:
-            worker.trainer.stopped.wait(POLL_S)
+        if claim.verdict == "wait":
+            time.sleep(POLL_S)
+            continue
+        bugs_in_a_row = bugs_in_a_row + 1 if _run_trial(worker, claim) == "bug" else 0
+        if bugs_in_a_row == MAX_BUGS_IN_A_ROW:
+            raise HpoError(f"{bugs_in_a_row} trials in a row failed; why is in their attribute `trace`")
     return Interrupted.exit_code
 
 
-def _run_trial(worker: Worker, trial: optuna.Trial) -> str:
+def _run_trial(worker: Worker, claim: Claim) -> str:
     """One claimed trial from parameters to record; returns how it ended. Raises SetupError, the trial given back."""
+    assert claim.trial_id is not None
     started = time.monotonic()
-    worker.study.sampler = make_sampler(worker.file, trial.number)
-    parameters = suggest(searched(worker.file).parameters, trial)
-    logger.info("trial %d started: %s", trial.number, parameters)
+    number = worker.storage.get_trial(claim.trial_id).number
+    worker.keeper.hold(claim, worker.trainer.interrupt)
     try:
-        config = trial_config(worker.file, parameters, trial.number)
-        message = worker.trainer.run(config, lambda *progress: _on_report(trial, *progress))
+        message = _train(worker, claim.trial_id)
+        worker.keeper.drop()
         if message["event"] == "setup":
-            worker.claims.give_back(trial)
+            worker.storage.release(claim.trial_id, reason=None)
             raise SetupError(message["message"])
-        _record(worker.study, trial, message)
+        _record(worker.study, claim.trial_id, message)
     except TrainerDied as error:
-        return _give_back_or_fail(worker, trial, str(error))
-    except optuna.exceptions.UpdateFinishedTrialError:
-        logger.error("trial %d was ended by somebody else; its result here is dropped", trial.number)
-        message = {"event": "lost"}
-    worker.claims.release(trial)
-    logger.info("trial %d ended: %s after %.0f s", trial.number, _in_words(message), time.monotonic() - started)
+        worker.keeper.drop()
+        return _give_back(worker, claim, number, str(error))
+    except (LeaseLost, optuna.exceptions.UpdateFinishedTrialError) as error:
+        worker.keeper.drop()
+        worker.trainer.interrupt()
+        logger.error("trial %d: its result here is dropped: %s", number, error)
+        return "lost"
+    logger.info("trial %d ended: %s after %.0f s", number, _in_words(message), time.monotonic() - started)
     return str(message["event"])
+
+
+def _train(worker: Worker, trial_id: int) -> dict[str, Any]:
+    worker.study.sampler = make_sampler(worker.file, worker.storage.get_trial(trial_id).number)
+    trial = optuna.Trial(worker.study, trial_id)
+    parameters = suggest(searched(worker.file).parameters, trial)
+    worker.storage.flush(trial_id)  # a worker that dies from here on leaves a trial that another can run as it is
+    logger.info("trial %d started: %s", trial.number, parameters)
+    config = trial_config(worker.file, parameters, trial.number)
+    return worker.trainer.run(config, lambda *progress: _on_report(trial, *progress))
 
 
 def _on_report(trial: optuna.Trial, step: int, epoch: float, scores: dict[str, float]) -> str:
@@ -121,7 +145,9 @@ def _on_report(trial: optuna.Trial, step: int, epoch: float, scores: dict[str, f
     return "prune" if not is_baseline(trial) and trial.should_prune() else "go on"
 
 
-def _record(study: optuna.Study, trial: optuna.Trial, message: dict[str, Any]) -> None:
+def _record(study: optuna.Study, trial_id: int, message: dict[str, Any]) -> None:
+    """One round trip: attributes and outcome go together."""
+    trial = optuna.Trial(study, trial_id)
     scores = message.get("scores", {})
     attributes = {key: value for key, value in message.items() if key not in ("event", "scores")}
     for key, value in (scores | attributes).items():
@@ -138,21 +164,20 @@ def _record(study: optuna.Study, trial: optuna.Trial, message: dict[str, Any]) -
         study.tell(trial, scores["spearman"])
 
 
-def _give_back_or_fail(worker: Worker, trial: optuna.Trial, reason: str) -> str:
-    """An interrupted trial waits for another try; one whose trainer keeps dying does so MAX_ATTEMPTS times."""
-    stored = trial.storage.get_trial_system_attrs(trial._trial_id).get(ATTEMPTS, 0)
-    attempts = 1 + int(stored)
-    if not worker.trainer.stopped.is_set():
-        trial.storage.set_trial_system_attr(trial._trial_id, ATTEMPTS, attempts)
-        if attempts == MAX_ATTEMPTS:
-            trial.set_user_attr("trace", reason)
-            worker.study.tell(trial, state=TrialState.FAIL)
-            worker.claims.release(trial)
-            logger.error("trial %d failed: %s, %d times", trial.number, reason, attempts)
-            return "bug"
-    worker.claims.give_back(trial)
-    logger.warning("trial %d given back: %s", trial.number, reason)
-    return "interrupted"
+def _give_back(worker: Worker, claim: Claim, number: int, reason: str) -> str:
+    """An interrupted trial waits for another try; one whose trainer keeps dying does so three times."""
+    assert claim.trial_id is not None
+    if worker.trainer.stopped:
+        with suppress(Unavailable):
+            worker.storage.release(claim.trial_id, reason=None, patience_s=STOP_PATIENCE_S)
+        logger.warning("trial %d given back: the worker was stopped", number)
+        return "interrupted"
+    if not worker.storage.release(claim.trial_id, reason=reason):
+        logger.error("trial %d: its lease was lost; what was trained here is dropped", number)
+        return "lost"
+    state = worker.storage.get_trial(claim.trial_id).state
+    logger.error("trial %d is %s: %s (attempt %d)", number, state.name, reason, claim.attempt)
+    return "bug" if state == TrialState.FAIL else "interrupted"
 
 
 def _in_words(message: dict[str, Any]) -> str:

@@ -39,17 +39,15 @@ def server_home() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def server_url(server_home: Path) -> URL:
-    """The server's URL; a database with Optuna's tables stands ready to be copied."""
+    """The server's URL; a database with all tables stands ready to be copied."""
     from storage import embedded
-    from storage.engine import open_storage
+    from storage.native import PostgresStorage
 
     url = make_url(embedded.url(server_home))
     _execute(url, "ALTER SYSTEM SET fsync = off")  # what a test wrote need not outlive a power cut
     _execute(url, "SELECT pg_reload_conf()")
     _execute(url, f"CREATE DATABASE {TEMPLATE}")
-    storage = open_storage(url.set(database=TEMPLATE))
-    storage.remove_session()
-    storage._backend.engine.dispose()  # type: ignore[attr-defined]
+    PostgresStorage(url.set(database=TEMPLATE)).remove_session()
     return url
 
 

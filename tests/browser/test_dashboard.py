@@ -21,7 +21,7 @@ from sqlalchemy import URL
 
 from hpo.config import read_study_file
 from hpo.study import create_study
-from storage.engine import open_storage
+from storage.native import PostgresStorage
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -48,7 +48,7 @@ def study(server_url: URL, incidents_csv: Path, tmp_path_factory: pytest.TempPat
     """Three trials with two reports each; no training is needed to look at them."""
     path = tmp_path_factory.mktemp("study") / "study.yaml"
     path.write_text(STUDY.format(incidents=incidents_csv))
-    made = create_study(server_url, open_storage(server_url), read_study_file(path))
+    made = create_study(server_url, PostgresStorage(server_url), read_study_file(path))
     for value in VALUES.values():
         trial = made.ask()
         trial.suggest_float("learning_rate", 1e-3, 0.1, log=True)
@@ -136,7 +136,7 @@ def test_studies_and_trials_cannot_be_changed_through_it(
     assert answer(port, "DELETE", path)[0] == 500
     assert answer(port, "POST", "/api/studies", '{"study_name": "new", "directions": ["minimize"]}')[0] == 500
     assert answer(port, "PUT", f"{path}/note", '{"body": "mine", "version": 1}')[0] >= 400
-    storage = open_storage(server_url)
+    storage = PostgresStorage(server_url)
     assert optuna.get_all_study_names(storage) == ["small"]
     assert {t.number: t.value for t in optuna.load_study(study_name="small", storage=storage).trials} == VALUES
     assert answer(port, "GET", path)[0] == 200

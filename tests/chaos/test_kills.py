@@ -18,15 +18,14 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy import URL
 
-from storage.claims import Claims
-from storage.engine import open_storage
 from storage.engine import parse_url
+from storage.native import PostgresStorage
 
 REPOSITORY = Path(__file__).parents[2]
 KILL_EVERY_S = 0.5
 POLL_S = 0.1
 PROCESSES = multiprocessing.get_context("forkserver")  # loads the libraries once
-PROCESSES.set_forkserver_preload(["alembic.command", "psycopg2", "optuna", "storage.claims"])
+PROCESSES.set_forkserver_preload(["alembic.command", "psycopg2", "optuna", "storage.native"])
 
 
 def work(url: str, budget: int, step_s: float) -> None:

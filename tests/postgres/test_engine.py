@@ -12,15 +12,16 @@ from sqlalchemy import URL
 from sqlalchemy import make_url
 
 from storage.engine import StorageError
-from storage.engine import open_storage
+from storage.engine import open_rdb_storage
 from storage.engine import parse_url
+from storage.native import PostgresStorage
 
 SECRET = "p%41{x}@:/ä"
 OPEN = """
 from hpo.connect import storage_url
-from storage.engine import open_storage
+from storage.native import PostgresStorage
 go()
-print(open_storage(storage_url()).get_all_studies())
+print(PostgresStorage(storage_url()).get_all_studies())
 """
 
 
@@ -78,20 +79,20 @@ def test_anything_but_a_url_of_postgresql_is_refused_with_the_form_expected(text
 def test_password_is_in_no_message(guarded: URL, change: dict[str, object], reason: str) -> None:
     url = guarded.set(**change)  # type: ignore[arg-type]
     with pytest.raises(StorageError, match=reason) as caught:
-        open_storage(parse_url(url.render_as_string(hide_password=False)))
+        PostgresStorage(parse_url(url.render_as_string(hide_password=False)))
     assert "canary" not in "".join(traceback.format_exception(caught.value))
     assert "\n" not in str(caught.value)
 
 
 def test_password_with_an_at_sign_that_was_not_escaped_is_not_shown() -> None:
     with pytest.raises(StorageError) as caught:
-        open_storage(parse_url("postgresql://u:p@canary@127.0.0.1:1/d"))
+        PostgresStorage(parse_url("postgresql://u:p@canary@127.0.0.1:1/d"))
     assert "canary" not in str(caught.value)
 
 
 def test_password_with_percent_and_braces_opens_the_storage(guarded: URL, database: URL) -> None:
     url = guarded.set(database=database.database)
-    assert open_storage(parse_url(url.render_as_string(hide_password=False))).get_all_studies() == []
+    assert PostgresStorage(parse_url(url.render_as_string(hide_password=False))).get_all_studies() == []
     assert make_url(url.render_as_string(hide_password=False)).password == SECRET
 
 
@@ -103,9 +104,9 @@ def test_eight_processes_opening_an_empty_database_make_one_schema(
 
 
 def test_read_only_storage_reads_and_cannot_write(database: URL, rows: Callable[[URL], dict[str, list[str]]]) -> None:
-    study = optuna.create_study(study_name="there", storage=open_storage(database))
+    study = optuna.create_study(study_name="there", storage=PostgresStorage(database))
     before = rows(database)
-    storage = open_storage(database, read_only=True)
+    storage = open_rdb_storage(database, read_only=True)
     assert optuna.get_all_study_names(storage) == ["there"]
     with pytest.raises(optuna.exceptions.StorageInternalError):
         optuna.create_study(study_name="new", storage=storage)

@@ -1,0 +1,99 @@
+"""Optuna's tables and our own schema: made by one process while others wait, refused when of another version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version as release
+from importlib.resources import files
+
+import psycopg2.errors
+from sqlalchemy import URL
+from sqlalchemy import Connection as Transaction
+from sqlalchemy import text
+
+from storage.connection import Connection
+from storage.connection import Unavailable
+from storage.engine import StorageError
+from storage.engine import explained
+from storage.engine import label
+from storage.engine import open_engine
+from storage.engine import open_rdb_storage
+
+VERSION = 1
+OPTUNA_REVISION = "v3.2.0.a"  # of Optuna's tables, for which schema.sql is written
+CREATION_LOCK = 0x68706F
+FOUND = """SELECT version, made_by, (SELECT version_num FROM public.alembic_version),
+    current_setting('transaction_isolation') FROM hpo.version"""
+STAMP = "INSERT INTO hpo.version (version, made_by) VALUES (%s, %s)"
+
+
+@dataclass(frozen=True)
+class Found:
+    version: int
+    made_by: str
+    optuna_revision: str
+    isolation: str
+
+
+def ensure_schema(url: URL, connection: Connection) -> None:
+    """Makes what is missing and changes nothing that is there. Raises StorageError."""
+    try:
+        found = _found(connection)
+        if found is None:
+            with creation_lock(url) as transaction:
+                if _found(connection) is None:
+                    _make(url, transaction)
+            found = _found(connection)
+    except Unavailable as error:
+        raise StorageError(str(error)) from None
+    assert found is not None
+    _refuse_others(found, label(url))
+
+
+@contextmanager
+def creation_lock(url: URL) -> Iterator[Transaction]:
+    """Held by the one process that makes tables or a study; the others wait."""
+    engine = open_engine(url)
+    try:
+        with explained(url), engine.begin() as transaction:
+            transaction.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": CREATION_LOCK})
+            yield transaction
+    finally:
+        engine.dispose()
+
+
+def _found(connection: Connection) -> Found | None:
+    """None before there are any tables."""
+    try:
+        return Found(*connection.run(FOUND)[0])
+    except (psycopg2.errors.UndefinedTable, psycopg2.errors.InvalidSchemaName):
+        return None
+
+
+def _make(url: URL, transaction: Transaction) -> None:
+    """Optuna's tables on its own connection, whatever an earlier maker left undone; ours in one transaction."""
+    optunas = open_rdb_storage(url, make_tables=True)
+    optunas.remove_session()
+    optunas.engine.dispose()
+    if transaction.execute(text("SELECT to_regclass('public.trials')")).scalar() is None:
+        raise StorageError(
+            f"PostgreSQL at {label(url)}: Optuna's tables are not in schema public; use another database"
+        )
+    cursor = transaction.connection.cursor()
+    cursor.execute(files("storage").joinpath("schema.sql").read_text())
+    cursor.execute(STAMP, (VERSION, f"incident-hpo=={release('incident-hpo')} optuna=={release('optuna')}"))
+
+
+def _refuse_others(found: Found, where: str) -> None:
+    if (found.version, found.optuna_revision) != (VERSION, OPTUNA_REVISION):
+        raise StorageError(
+            f"PostgreSQL at {where} holds tables of another release (schema {found.version}, Optuna's "
+            f"{found.optuna_revision}; here {VERSION}, {OPTUNA_REVISION}): pip install {found.made_by}"
+        )
+    if found.isolation != "read committed":  # a lock that was waited for must be followed by a new snapshot
+        raise StorageError(
+            f"PostgreSQL at {where} runs transactions as {found.isolation!r}; "
+            "ALTER ROLE ... SET default_transaction_isolation = 'read committed'"
+        )

@@ -1,0 +1,107 @@
+"""Trials between Optuna's objects and our statements: rows of hpo.contents_v1 in, JSON for hpo.fill_v1 out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
+from datetime import UTC
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+from optuna.distributions import distribution_to_json
+from optuna.distributions import json_to_distribution
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState
+
+from storage.connection import Row
+
+WAITING, UNLEASED = -2, -1  # versions of unfinished trials; others are the count of writes under a lease
+STATES = {state.name: state for state in TrialState}
+
+
+@dataclass
+class Contents:
+    """What is still to be written of a trial, as hpo.fill_v1 reads it."""
+
+    params: dict[str, tuple[float, BaseDistribution]] = field(default_factory=dict)
+    system_attrs: dict[str, Any] = field(default_factory=dict)
+    user_attrs: dict[str, Any] = field(default_factory=dict)
+    reports: dict[int, float] = field(default_factory=dict)
+    outcome: Sequence[float] | None = None
+    params_hash: str | None = None
+
+    def as_json(self) -> str:
+        found: dict[str, Any] = {}
+        if self.params:
+            found["params"] = [
+                (name, repr(float(value)), distribution_to_json(kind)) for name, (value, kind) in self.params.items()
+            ]
+        if self.system_attrs:
+            found["system_attrs"] = [(key, json.dumps(value)) for key, value in self.system_attrs.items()]
+        if self.user_attrs:
+            found["user_attrs"] = [(key, json.dumps(value)) for key, value in self.user_attrs.items()]
+        if self.reports:
+            found["reports"] = [(step, repr(float(value))) for step, value in self.reports.items()]
+        if self.outcome is not None:
+            found["outcome"] = [repr(float(value)) for value in self.outcome]
+        if self.params_hash is not None:
+            found["params_hash"] = self.params_hash
+        return json.dumps(found)
+
+
+def contents_of(trial: FrozenTrial) -> Contents:
+    """All that a new trial begins with."""
+    return Contents(
+        params={name: (kind.to_internal_repr(trial.params[name]), kind) for name, kind in trial.distributions.items()},
+        system_attrs=trial.system_attrs,
+        user_attrs=trial.user_attrs,
+        reports=trial.intermediate_values,
+        outcome=trial.values,
+    )
+
+
+def to_trial(row: Row) -> FrozenTrial:
+    trial_id, _, number, state, start, complete, _, outcome, names, stored, internals, system, user, reports = row
+    kinds = _distributions(names, stored) if names else {}
+    words = iter(reports.split() if reports else ())
+    return FrozenTrial(
+        trial_id=trial_id,
+        number=number,
+        state=STATES[state],
+        value=None,
+        values=[float(value) for value in outcome.split()] if outcome else None,
+        datetime_start=to_local(start),
+        datetime_complete=to_local(complete),
+        params={
+            name: kind.to_external_repr(float(value))
+            for (name, kind), value in zip(kinds.items(), (internals or "").split(), strict=True)
+        },
+        distributions=dict(kinds),
+        system_attrs={key: json.loads(value) for key, value in system or ()},
+        user_attrs={key: json.loads(value) for key, value in user or ()},
+        intermediate_values={int(step): float(value) for step, value in zip(words, words, strict=True)},
+    )
+
+
+def version_of(row: Row) -> int | None:
+    """How much of an unfinished trial the row holds; None for a finished one, which never changes."""
+    state, writes = row[3], row[6]
+    return {"WAITING": WAITING, "RUNNING": int(writes)}.get(state)
+
+
+def to_local(moment: datetime | None) -> datetime | None:
+    """Optuna stores naive UTC and shows naive local time."""
+    return moment and moment.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
+
+
+def to_utc(moment: datetime | None) -> datetime | None:
+    return moment and moment.astimezone(UTC).replace(tzinfo=None)
+
+
+@lru_cache(1024)  # the same in trial after trial
+def _distributions(names: str, stored: str) -> dict[str, BaseDistribution]:
+    return {name: json_to_distribution(kind) for name, kind in zip(json.loads(names), stored.split("\n"), strict=True)}
