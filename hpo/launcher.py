@@ -33,27 +33,22 @@ def run_workers(name: str, url: URL, workers: int, logs: Path, refresh: Callable
     Raises Interrupted after Ctrl-C or SIGTERM, SetupError or HpoError when every worker is gone with work left.
     """
     processes: list[subprocess.Popen[bytes]] = []
-    signals = _note_stop_signals()
+    signals: list[int] = []
+    before = {number: signal.signal(number, lambda came, _: signals.append(came)) for number in STOP_SIGNALS}
     try:
         for number in range(1, workers + 1):
             processes.append(_start(name, url, number, logs / f"worker-{number}.log"))
         while any(process.poll() is None for process in processes) and not signals:
             refresh()
             _wait_for_one(processes)
-    finally:
+    finally:  # notes instead of exceptions: those could fall between the start of a worker and its record here
         _stop(processes)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if signals:
         raise Interrupted("stopped; trials in hand wait in the database. Run the same command to go on")
     refresh()
     _explain([process.returncode for process in processes], logs)
-
-
-def _note_stop_signals() -> list[int]:
-    """Those that came. An exception instead could fall between the start of a worker and its record here."""
-    came: list[int] = []
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda number, _: came.append(number))
-    return came
 
 
 def _start(name: str, url: URL, number: int, log: Path) -> subprocess.Popen[bytes]:

@@ -35,9 +35,11 @@ from hpo.status import take_snapshot
 from hpo.study import create_study
 from hpo.study import open_study
 from objectives.data import load_data
+from storage.connection import Unavailable
 from storage.native import PostgresStorage
 
 WATCH_S = 2.0
+LOOK_PATIENCE_S = 3.0  # of commands that only look; workers wait longer for their database
 
 
 def run_study(path: Path, workers: int | None, out: Path | None) -> None:
@@ -59,11 +61,11 @@ def create_from_file(path: Path) -> tuple[URL, StudyFile, optuna.Study]:
     file = read_study_file(path)
     load_data(file.incidents, file.splits, file.pairs)
     url = storage_url()
-    return url, file, create_study(url, PostgresStorage(url), file)
+    return url, file, create_study(url, PostgresStorage(url, patience_s=LOOK_PATIENCE_S), file)
 
 
 def open_by_name(name: str) -> tuple[optuna.Study, StudyFile]:
-    return open_study(PostgresStorage(storage_url()), name)
+    return open_study(PostgresStorage(storage_url(), patience_s=LOOK_PATIENCE_S), name)
 
 
 def print_status(name: str, *, watch: bool, as_json: bool) -> None:
@@ -104,8 +106,12 @@ def _work_in_view(console: Console, url: URL, file: StudyFile, study: optuna.Stu
             printed = snapshot.finished
             console.print(status_line(snapshot), soft_wrap=True)
 
+    def look() -> None:
+        with suppress(Unavailable):  # the workers wait for the database; so does the view
+            refresh()
+
     with live or nullcontext():
-        run_workers(file.name, url, workers, folder / "logs", refresh)
+        run_workers(file.name, url, workers, folder / "logs", look)
 
 
 def _print_end(console: Console, study: optuna.Study, file: StudyFile, folder: Path) -> None:

@@ -27,6 +27,7 @@ CALL_TIMEOUT_S = 10.0
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.05, 2.0
 # Conditions that pass by themselves: lost connection, rollback, resources, locks, shutdown, failed over to a replica.
 TRANSIENT = ("08", "40", "53", "55P03", "57", "25006")
+PASSING = ("starting up", "shutting down", "recovery", "too many", "connection slots", "accepting connections")
 Row = tuple[Any, ...]
 
 
@@ -60,7 +61,7 @@ class Connection:
                 if not _is_transient(error):
                     raise
                 self.close()
-                raise Unavailable(f"PostgreSQL at {self._label}: {_reason(error)}") from None
+                raise Unavailable(f"PostgreSQL at {self._label} is away: {_reason(error)}") from None
 
     def persist(self, statement: str, values: Sequence[object] = (), *, patience_s: float) -> list[Row]:
         """Tries until `patience_s` is over, so the statement must be one that may be done twice. Raises as run()."""
@@ -68,9 +69,9 @@ class Connection:
         while True:
             try:
                 return self.run(statement, values)
-            except Unavailable:
+            except Unavailable as error:
                 if self._interrupted() or time.monotonic() + delay_s > give_up:
-                    raise
+                    raise Unavailable(f"{error}. Start again when it is back") from None
             time.sleep(self._delays.uniform(FIRST_DELAY_S, delay_s))
             delay_s = min(2 * delay_s, LONGEST_DELAY_S)
 
@@ -104,14 +105,15 @@ class Connection:
             raise
 
     def _connect(self, deadline: float) -> None:
-        self._psycopg = psycopg2.connect(**self._options, client_encoding="UTF8", async_=True)
+        self._psycopg = psycopg2.connect(**self._options, async_=True)
         try:
             self._wait(deadline)
         except psycopg2.Error as error:
             self.close()
-            if "FATAL" in str(error) and not self._since:  # later the same may pass: a restart, a restore
-                raise StorageError(f"PostgreSQL at {self._label} refuses: {_reason(error)}") from None
-            raise
+            if self._since or any(words in str(error) for words in PASSING):
+                raise
+            # Never connected yet: more likely a wrong URL than an outage.
+            raise StorageError(f"PostgreSQL at {self._label} cannot be reached: {_reason(error)}") from None
         self._since = time.monotonic()
 
     def _wait(self, deadline: float) -> None:
@@ -128,7 +130,7 @@ def _options(url: URL) -> dict[str, Any]:
     """The URL as libpq's keywords, by the rules of SQLAlchemy's dialect: several hosts, for one."""
     sqlalchemys: Any = dialect
     options: dict[str, Any] = sqlalchemys().create_connect_args(url)[1]
-    return options
+    return options | {"client_encoding": "UTF8"}
 
 
 def _is_transient(error: psycopg2.Error) -> bool:

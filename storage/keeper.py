@@ -11,6 +11,7 @@ from sqlalchemy import URL
 
 from storage.connection import Connection
 from storage.connection import Unavailable
+from storage.engine import StorageError
 from storage.leases import Claim
 from storage.native import PostgresStorage
 from storage.statements import KEEP
@@ -59,7 +60,11 @@ class Keeper:
             try:
                 self._keep()
                 wait_s = self._interval_s
-            except (Unavailable, psycopg2.Error) as error:  # the worker's own calls say what cannot pass by itself
+            except (
+                Unavailable,
+                StorageError,
+                psycopg2.Error,
+            ) as error:  # main thread says more
                 logger.warning("lease not renewed: %s", error)
                 wait_s = min(RETRY_S, self._interval_s)
 

@@ -225,8 +225,8 @@ class PostgresStorage(BaseStorage):
             self._change(lease, intermediate_values={step: intermediate_value})
             try:
                 self._flush(trial_id, lease, None, min(REPORT_PATIENCE_S, self.patience_s))
-            except Unavailable as error:
-                logger.warning("a report of trial %d waits for the next write: %s", lease.trial.number, error)
+            except Unavailable:
+                logger.warning("the database is away: a report of trial %d waits for the next", lease.trial.number)
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         with self._turn():

@@ -24,6 +24,7 @@ from storage.engine import open_rdb_storage
 VERSION = 1
 OPTUNA_REVISION = "v3.2.0.a"  # of Optuna's tables, for which schema.sql is written
 CREATION_LOCK = 0x68706F
+START_PATIENCE_S = 15.0
 FOUND = """SELECT version, made_by, (SELECT version_num FROM public.alembic_version),
     current_setting('transaction_isolation') FROM hpo.version"""
 STAMP = "INSERT INTO hpo.version (version, made_by) VALUES (%s, %s)"
@@ -67,7 +68,7 @@ def creation_lock(url: URL) -> Iterator[Transaction]:
 def _found(connection: Connection) -> Found | None:
     """None before there are any tables."""
     try:
-        return Found(*connection.run(FOUND)[0])
+        return Found(*connection.persist(FOUND, patience_s=START_PATIENCE_S)[0])
     except (psycopg2.errors.UndefinedTable, psycopg2.errors.InvalidSchemaName):
         return None
 

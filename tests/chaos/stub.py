@@ -1,0 +1,127 @@
+"""A worker as it is, with a trainer that only waits and reports: what the fault tests kill, stop and cut off.
+
+Every run of a trial reports one number of its own, so that a record mixed from two runs shows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hpo.worker
+from hpo.study import installed_versions
+from hpo.trainer_process import TrainerDied
+from storage import statements
+from storage.connection import Connection
+from storage.connection import Row
+from storage.engine import parse_url
+
+STEPS = 3
+VERSIONS = installed_versions()
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a stub worker is to do; `die_at`: a call's name, 'before', 'sent' or 'answered', and which time."""
+
+    url: str
+    study: str
+    ledger: Path
+    step_s: float = 0.05
+    die_at: tuple[str, str, int] | None = None
+    environment: tuple[tuple[str, str], ...] = ()
+    clock_off_s: float = 0.0
+
+
+class StubTrainer:
+    """Waits `step_s` before each report; ends at once when interrupted."""
+
+    def __init__(self, step_s: float) -> None:
+        self.stopped = False
+        self._interrupted = threading.Event()
+        self._step_s = step_s
+
+    def run(self, config: Any, on_report: Callable[[int, float, dict[str, float]], str]) -> dict[str, Any]:
+        self._interrupted.clear()
+        run = random.SystemRandom().random()
+        for step in range(1, STEPS + 1):
+            if self.stopped or self._interrupted.wait(self._step_s):
+                raise TrainerDied("the stub was interrupted")
+            on_report(step, step / STEPS, {"spearman": run})
+        scores = {"spearman": run}
+        return {"event": "result", "scores": scores, "stop_reason": "completed", "stop_epoch": 1.0, "run": run}
+
+    def interrupt(self) -> None:
+        self._interrupted.set()
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def work(orders: Orders) -> int:
+    """The process's whole life; its exit code is the worker's."""
+    os.environ.update(orders.environment)
+    time.tzset()
+    real_time = time.time
+    time.time = lambda: real_time() + orders.clock_off_s
+    vars(hpo.worker)["TrainerProcess"] = lambda: StubTrainer(orders.step_s)
+    vars(hpo.study)["installed_versions"] = lambda: VERSIONS  # reading them takes longer than a trial
+    _watch_calls(orders)
+    raise SystemExit(hpo.worker.work(parse_url(orders.url), orders.study))
+
+
+def name_of(statement: str, values: Sequence[Any]) -> str:
+    """What a call is for, as the failpoints are named."""
+    if statement != statements.SAVE_LEASED:
+        names = {statements.CLAIM: "claim", statements.KEEP: "keep", statements.RELEASE: "release"}
+        return names.get(statement, "read" if statement == statements.READ_CHANGES else "other")
+    contents, state = json.loads(values[2]), values[3]
+    return "tell" if state else "flush" if "params" in contents else "report"
+
+
+def _watch_calls(orders: Orders) -> None:
+    """Dies at the point ordered; notes in the ledger how long each call took and which tells were acknowledged."""
+    wait, run = Connection._wait, Connection._run
+    came = 0
+    here = threading.local()
+
+    def die(name: str, phase: str) -> None:
+        nonlocal came
+        if orders.die_at is None or orders.die_at[:2] != (name, phase):
+            return
+        came += 1
+        if came == orders.die_at[2]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watched_wait(self: Connection, deadline: float) -> None:
+        die(here.name, "sent")
+        wait(self, deadline)
+
+    def watched_run(self: Connection, statement: str, values: Sequence[Any], deadline: float) -> list[Row]:
+        here.name, started = name_of(statement, values), time.monotonic()
+        die(here.name, "before")
+        try:
+            rows = run(self, statement, values, deadline)
+        finally:
+            _note(orders.ledger, {"call": here.name, "s": time.monotonic() - started, "at": time.monotonic()})
+        die(here.name, "answered")
+        if here.name == "tell" and rows[0][0] == "ok":
+            _note(orders.ledger, {"told": values[0], "at": time.monotonic()})
+        return rows
+
+    Connection._wait = watched_wait  # type: ignore[method-assign]
+    Connection._run = watched_run  # type: ignore[method-assign]
+
+
+def _note(ledger: Path, entry: dict[str, Any]) -> None:
+    with ledger.open("a") as file:  # one write below 4 KiB: whole, whoever else appends
+        file.write(json.dumps(entry) + "\n")

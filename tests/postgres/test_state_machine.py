@@ -1,0 +1,342 @@
+"""Any order of what workers, their deaths and strangers may do to a study: what the storage promises holds throughout.
+
+A model of rows (trial, lease) foretells what each step does. Time is made by hand: a lease that a step wrote never ends
+by itself, and one that `expire` chose has ended, so that no step depends on how fast the machine is.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+from typing import NamedTuple
+
+import optuna
+import psycopg2
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle
+from hypothesis.stateful import RuleBasedStateMachine
+from hypothesis.stateful import initialize
+from hypothesis.stateful import multiple
+from hypothesis.stateful import rule
+from sqlalchemy import URL
+
+from storage.engine import open_rdb_storage
+from storage.native import PostgresStorage
+
+LEASE_S = 1.0  # the server must have run for so long before anything is swept
+NUMBERS = count()
+STEPS_OF_EXAMPLE = 50
+X = optuna.distributions.FloatDistribution(0, 1)
+PRUNER = optuna.pruners.MedianPruner(n_startup_trials=1)
+KEEP_TIME = "UPDATE hpo.leases SET expires = 'infinity' WHERE study_id = %s AND isfinite(expires)"
+LOOK = """SELECT t.trial_id, t.number, t.state::text, coalesce(l.held, false), coalesce(l.expires < now(), false),
+    l.token IS NULL AND l.last_report IS DISTINCT FROM
+        (SELECT max(i.trial_intermediate_value_id) FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id),
+    l.token, coalesce(l.attempts, 0), l.request, l.params_hash,
+    ROW(c.outcome, c.names, c.internals, c.reports, c.system_attrs, c.user_attrs, c.datetime_complete)::text
+FROM trials t JOIN hpo.contents_v1 c USING (trial_id) LEFT JOIN hpo.leases l USING (trial_id)
+WHERE t.study_id = %s ORDER BY t.number"""
+WAIT_FOR_AGE = "SELECT pg_sleep_until(pg_postmaster_start_time() + make_interval(secs => %s))"
+
+
+class Row(NamedTuple):
+    trial_id: int
+    number: int
+    state: str
+    held: bool
+    expired: bool
+    reported: bool  # of a holder without a token: since the last sweep
+    token: int | None
+    attempts: int
+    request: str | None
+    params_hash: str | None
+    contents: str
+
+    @property
+    def finished(self) -> bool:
+        return self.state not in ("WAITING", "RUNNING")
+
+    def requeued(self) -> Row:
+        state = ("WAITING" if self.attempts < 3 else "FAIL") if self.state == "RUNNING" else self.state
+        return self._replace(held=False, state=state)
+
+    def swept(self) -> Row:
+        """What a sweep makes of it; the trace of a third failure is not foretold."""
+        if self.held and self.expired:
+            return self._replace(expired=False, reported=False) if self.reported else self.requeued()
+        if self.state == "RUNNING" and not self.held:
+            return self._replace(held=True, expired=False, token=None, attempts=self.attempts + 1)
+        return self
+
+    def facts(self) -> tuple[object, ...]:
+        return self.trial_id, self.number, self.state, self.held, self.token, self.attempts
+
+
+class Run(NamedTuple):
+    """A trial in the eyes of a process that claimed it, long ago perhaps."""
+
+    storage: PostgresStorage
+    trial_id: int
+
+
+class Server:
+    """What examples share, for it is slow to make: connections."""
+
+    def __init__(self, url: URL) -> None:
+        self.url = url
+        self.plain = open_rdb_storage(url)
+        self.observer = psycopg2.connect(host=url.query["host"], user="postgres", dbname=url.database)
+        self.observer.autocommit = True
+        self.ask(WAIT_FOR_AGE, LEASE_S)
+        self.workers = [self.worker() for _ in range(3)]
+
+    def worker(self) -> PostgresStorage:
+        storage = PostgresStorage(self.url)
+        storage.connected_s = lambda: 1e6  # type: ignore[method-assign]
+        return storage
+
+    def ask(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        with self.observer.cursor() as cursor:
+            cursor.execute(statement, values)
+            return cursor.fetchall() if cursor.description else []
+
+    def close(self) -> None:
+        self.observer.close()
+        for storage in (self.plain, *self.workers):
+            storage.remove_session()
+
+
+workers = st.integers(0, 2)
+values = st.sampled_from([0.0, 0.25, 0.5, 1.0])
+indexes = st.integers(0, 11)
+
+
+class Workers(RuleBasedStateMachine):
+    runs: Bundle[Run] = Bundle("runs")
+    tells: Bundle[tuple[Run, int, str, str]] = Bundle("tells")
+    strangers: Bundle[int] = Bundle("strangers")
+
+    def __init__(self, server: Server) -> None:
+        super().__init__()
+        self.server, self.plain = server, server.plain
+        self.rows: list[Row] = []
+        self.newest: dict[int, int] = {}  # token by trial
+        self.tokens: dict[Run, int | None] = {}  # None: the process knows that it runs the trial no more
+        self.studies: dict[PostgresStorage, optuna.Study] = {}
+        self.foreign: set[int] = set()
+        self.paused: list[PostgresStorage] = []
+
+    @initialize(budget=st.integers(2, 12))
+    def begin(self, budget: int) -> None:
+        sampler, name = optuna.samplers.RandomSampler(seed=0), f"study {next(NUMBERS)}"
+        self.stranger = optuna.create_study(study_name=name, storage=self.plain, sampler=sampler)
+        self.study_id, self.budget = self.stranger._study_id, budget
+        self.server.workers[0].manage(self.study_id, budget, LEASE_S)
+
+    # What workers do, in time or too late
+
+    @rule(target=runs, worker=workers)
+    def claim(self, worker: int) -> Any:
+        rows, storage = [row.swept() for row in self.rows], self.server.workers[worker]
+        claim = storage.claim(self.study_id, "worker")
+        if sum(row.state != "WAITING" for row in rows) >= self.budget:
+            assert claim.verdict == ("wait" if any(row.state == "RUNNING" for row in rows) else "done")
+            self.expect(rows)
+            return multiple()
+        number = next((row.number for row in rows if row.state == "WAITING"), len(rows))
+        attempt = rows[number].attempts + 1 if number < len(rows) else 1
+        assert (claim.verdict, claim.attempt) == ("claimed", attempt)
+        assert claim.trial_id is not None
+        before = rows[number] if number < len(rows) else Row.new(claim.trial_id, number)
+        taken = before._replace(state="RUNNING", held=True, token=claim.token, attempts=attempt)
+        self.expect([*rows[:number], taken, *rows[number + 1 :]])
+        assert storage.get_trial(claim.trial_id) == self.plain.get_trial(claim.trial_id)
+        self.tokens[run := Run(storage, claim.trial_id)] = claim.token
+        return run
+
+    @precondition(lambda self: any(row.request and row.token for row in self.rows))
+    @rule(index=indexes)
+    def claim_sent_again(self, index: int) -> None:
+        claimed = [row for row in self.rows if row.request and row.token]
+        row = claimed[index % len(claimed)]
+        again = self.server.ask("SELECT * FROM hpo.claim_v1(%s, %s, 'worker', 1e6)", self.study_id, row.request)
+        assert again == [("claimed", row.trial_id, row.token, row.attempts)]
+        self.expect(self.rows)
+
+    @rule(run=runs)
+    def renew(self, run: Run) -> None:
+        token = self.tokens[run]
+        is_held = self.row(run).held and self.row(run).token == token
+        assert self.server.ask("SELECT hpo.renew_v1(%s, %s)", run.trial_id, token) == [(is_held,)]
+        self.expect(self.rows)
+        assert not is_held or not self.row(run).expired
+
+    @rule(run=runs, value=values, params_hash=st.sampled_from([None, None, "a", "b"]))
+    def flush(self, run: Run, value: float, params_hash: str | None) -> None:
+        others = [row for row in self.rows if row.held and row.trial_id != run.trial_id]
+        is_equal = params_hash is not None and any(row.params_hash == params_hash for row in others)
+        before = self.row(run)
+
+        def send() -> None:
+            run.storage.set_trial_param(run.trial_id, "x", value, X)
+            run.storage.set_trial_user_attr(run.trial_id, "note", value)
+            assert run.storage.flush(run.trial_id, params_hash=params_hash) == (not is_equal)
+
+        if self.write(run, send):
+            assert not is_equal or before == self.row(run)
+            assert is_equal or self.plain.get_trial(run.trial_id).params == {"x": value}
+
+    @rule(run=runs, step=st.integers(0, 3), value=values)
+    def report(self, run: Run, step: int, value: float) -> None:
+        if self.write(run, lambda: run.storage.set_trial_intermediate_value(run.trial_id, step, value)):
+            assert self.plain.get_trial(run.trial_id).intermediate_values[step] == value
+            self.should_prune(run)
+
+    def should_prune(self, run: Run) -> None:
+        if run.storage not in self.studies:
+            self.studies[run.storage] = optuna.Study(self.stranger.study_name, run.storage)
+        decision = PRUNER.prune(self.studies[run.storage], run.storage.get_trial(run.trial_id))
+        assert decision == PRUNER.prune(self.stranger, self.plain.get_trial(run.trial_id))
+
+    @rule(target=tells, run=runs, state=st.sampled_from(["COMPLETE", "PRUNED", "FAIL"]), value=values)
+    def tell(self, run: Run, state: str, value: float) -> Any:
+        token, outcome = self.tokens[run], None if state == "FAIL" else [value]
+        recorded = self.row(run).finished
+        if not self.write(run, lambda: run.storage.set_trial_state_values(run.trial_id, TrialState[state], outcome), state):
+            return multiple()
+        self.tokens[run] = None
+        told = self.plain.get_trial(run.trial_id)
+        assert recorded or (told.state.name, told.values) == (state, outcome)
+        return run, token, json.dumps({} if outcome is None else {"outcome": [str(value)]}), state
+
+    @rule(told=tells)
+    def tell_sent_again(self, told: tuple[Run, int, str, str]) -> None:
+        run, *arguments = told
+        again = self.server.ask("SELECT verdict FROM hpo.save_v1(%s, %s, %s, %s)", run.trial_id, *arguments)
+        assert again == [("ok",)]
+        self.expect(self.rows)
+
+    @rule(run=runs, reason=st.sampled_from([None, "it broke"]))
+    def release(self, run: Run, reason: str | None) -> None:
+        row = self.row(run)
+        is_held = self.tokens[run] is not None and row.held and row.token == self.tokens[run]
+        assert run.storage.release(run.trial_id, reason=reason) == is_held
+        self.tokens[run] = None
+        after = row._replace(attempts=row.attempts - (reason is None)).requeued() if is_held else row
+        self.expect([after if other is row else other for other in self.rows])
+
+    @rule(worker=workers)
+    def crash(self, worker: int) -> None:
+        """Another process takes the worker's place. The old one was only paused, as far as anybody knows."""
+        self.paused.append(self.server.workers[worker])
+        self.server.workers[worker] = self.server.worker()
+
+    # What happens to leases
+
+    @precondition(lambda self: any(row.held for row in self.rows))
+    @rule(index=indexes)
+    def expire(self, index: int) -> None:
+        held = [row.trial_id for row in self.rows if row.held]
+        trial_id = held[index % len(held)]
+        self.server.ask("UPDATE hpo.leases SET expires = '-infinity' WHERE trial_id = %s", trial_id)
+
+    @rule()
+    def sweep(self) -> None:
+        rows = [row.swept() for row in self.rows]
+        lost = sum(row.held and row.expired and not row.reported for row in self.rows)
+        assert self.server.ask("SELECT hpo.sweep_v1(%s, 1e6)", self.study_id) == [(lost,)]
+        self.expect(rows)
+
+    # What strangers do, by Optuna alone
+
+    @rule(value=values, worker=workers)
+    def enqueue(self, value: float, worker: int) -> None:
+        study = optuna.Study(self.stranger.study_name, self.server.workers[worker])
+        study.enqueue_trial({"x": value})
+        assert self.look()[-1].state == "WAITING"
+
+    @rule(target=strangers)
+    def ask(self) -> int:
+        trial = self.stranger.ask()
+        self.foreign.add(trial._trial_id)
+        return trial._trial_id
+
+    @rule(trial_id=strangers, step=st.integers(0, 3), value=values)
+    def report_unleased(self, trial_id: int, step: int, value: float) -> None:
+        with suppress(UpdateFinishedTrialError):
+            self.plain.set_trial_intermediate_value(trial_id, step, value)
+
+    @precondition(lambda self: any(not row.finished for row in self.rows))
+    @rule(index=indexes, state=st.sampled_from([TrialState.COMPLETE, TrialState.FAIL]))
+    def end_unleased(self, index: int, state: TrialState) -> None:
+        unfinished = [row.trial_id for row in self.rows if not row.finished]
+        self.foreign.add(trial_id := unfinished[index % len(unfinished)])
+        self.plain.set_trial_state_values(trial_id, state, [999.0] if state == TrialState.COMPLETE else None)
+
+    # What must hold
+
+    @invariant()
+    def look(self) -> list[Row]:
+        """The rows as they are, which must be rows that can follow those of the last look."""
+        if not hasattr(self, "study_id"):
+            return []
+        self.server.ask(KEEP_TIME, self.study_id)
+        rows = [Row(*row) for row in self.server.ask(LOOK, self.study_id)]
+        assert [row.number for row in rows] == list(range(len(rows)))
+        begun = sum(row.state != "WAITING" and row.trial_id not in self.foreign for row in rows)
+        assert begun <= self.budget
+        for row, before in zip_longest(rows, self.rows):
+            self.check(row, before)
+        self.rows = rows
+        return rows
+
+    def check(self, row: Row, before: Row | None) -> None:
+        assert row.attempts <= 3
+        assert row.state == "RUNNING" or not row.held or (row.finished and row.trial_id in self.foreign)
+        assert before is None or not before.finished or before.written() == row.written()
+        if row.token is not None:
+            newest = self.newest.get(row.trial_id, 0)
+            assert row.token >= newest if row.trial_id in self.newest else row.token > max(self.newest.values(), default=0)
+            self.newest[row.trial_id] = row.token
+
+    def teardown(self) -> None:
+        """What a process knows, once it has said what it had gathered, is what is there."""
+        if hasattr(self, "study_id"):
+            for run in self.tokens:
+                with suppress(LeaseLost, UpdateFinishedTrialError, KeyError):
+                    run.storage.flush(run.trial_id)
+            there = self.plain.get_all_trials(self.study_id)
+            for storage in [*self.server.workers, *self.paused]:
+                assert storage.get_all_trials(self.study_id) == there
+        for storage in self.paused:
+            storage.remove_session()
+
+    # How it is done
+
+    def row(self, run: Run) -> Row:
+        return next(row for row in self.rows if row.trial_id == run.trial_id)
+
+    def expect(self, rows: list[Row]) -> None:
+        assert [row.facts() for row in self.look()] == [row.facts() for row in rows]
+
+    def refusal(self, run: Run, state: str | None) -> type[Exception] | None:
+        row, token = self.row(run), self.tokens[run]
+        if token is None and run not in self.told:
+            return LeaseLost
+        if row.finished:
+            is_recorded = token is not None and (row.token, row.held, row.state) == (token, False, state)
+            return None if is_recorded else UpdateFinishedTrialError
+        return None if row.held and row.token == token else LeaseLost
+
+    def write(self, run: Run, send: Callable[[], object], state: str | None = None) -> bool:
+        """Whether it was accepted, as it had to be; otherwise it changed nothing."""
+        before, refusal = self.rows, self.refusal(run, state)
+        if refusal is None:
+            send()
+            self.look()
+            return True
+        with pytest.raises(refusal):
+            send()
+        self.tokens[run] = None
+        assert self.look() == before
+        return False
