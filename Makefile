@@ -33,6 +33,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m bench.training_loop
+	$(BIN)/python -m bench.coordination --quick
 
 chaos: setup
 	$(BIN)/python -m pytest -q -m chaos

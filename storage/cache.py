@@ -34,15 +34,20 @@ class StudyCache:
         return self.study_id, len(self.trials), ids, [self.versions[trial_id] for trial_id in ids]
 
     def take(self, rows: list[Row], limit: int) -> bool:
-        """Enters a reply of hpo.changes_v1; whether it held all that there was."""
+        """Enters a reply of hpo.changes_v1, a row of NULLs if nothing changed; whether it held all that there was."""
         for row in rows:
-            self._enter(row, to_trial(row))
+            if row[0] is not None:
+                self._enter(row, to_trial(row))
         is_all = len(rows) < limit
         self.read_at = time.monotonic() if is_all else float("-inf")
         return is_all
 
     def is_fresh(self) -> bool:
         return time.monotonic() - self.read_at < FRESH_S
+
+    def make_do(self) -> None:
+        """There is no news to be had: the reads that follow take what is known."""
+        self.read_at = time.monotonic()
 
     def expect(self, trial_id: int) -> None:
         """The next reply is to bring this trial whatever it holds."""

@@ -39,9 +39,8 @@ from storage.leases import Lease
 from storage.leases import LeaseLost
 from storage.schema import ensure_schema
 from storage.trials import Contents
-from storage.trials import contents_of
+from storage.trials import beginning_of
 from storage.trials import to_trial
-from storage.trials import to_utc
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +99,7 @@ class PostgresStorage(BaseStorage):
             verdict, trial_id, token, attempt = rows[0][:4]
             if verdict == "unknown":
                 raise KeyError(f"study {study_id} is not managed")
-            self._take(cache, [row[4:] for row in rows], CHANGES)
+            cache.take([row[4:] for row in rows], CHANGES)
             if verdict == "claimed":
                 if trial_id not in cache.numbers:
                     self._refresh(cache)
@@ -118,10 +117,7 @@ class PostgresStorage(BaseStorage):
             return self._flush(trial_id, lease, None, self.patience_s) != "equal"
 
     def release(self, trial_id: int, *, reason: str | None, patience_s: float | None = None) -> bool:
-        """Gives a claimed trial back, to wait for another attempt; with a reason the third time it fails instead.
-
-        Whether it was still held here.
-        """
+        """Gives a claimed trial back, to wait; with a reason, the third time to fail. Whether it was still held here."""
         with self._turn():
             lease = self._leases.pop(trial_id, None)
             if lease is None:
@@ -180,12 +176,8 @@ class PostgresStorage(BaseStorage):
     # Optuna's interface: writing trials
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        state, start, complete, contents = TrialState.RUNNING, None, None, Contents()
-        if template_trial is not None:
-            state, contents = template_trial.state, contents_of(template_trial)
-            start, complete = to_utc(template_trial.datetime_start), to_utc(template_trial.datetime_complete)
-        values = (study_id, str(uuid.uuid4()), state.name, start, complete, contents.as_json())
-        trial_id = self._ask(statements.CREATE, values)[0][0]
+        request = str(uuid.uuid4())
+        trial_id = self._ask(statements.CREATE, (study_id, request, *beginning_of(template_trial)))[0][0]
         if trial_id is None:
             raise KeyError(f"no study {study_id}")
         return int(trial_id)
@@ -198,13 +190,12 @@ class PostgresStorage(BaseStorage):
             cache = self._caches[lease.study_id] if lease else self._updatable(trial_id)
             if param_name in cache.distributions:
                 check_distribution_compatibility(cache.distributions[param_name], distribution)
-            param = {param_name: (param_value_internal, distribution)}
-            if lease is None:
-                self._write(trial_id, Contents(params=param))
-            else:
-                lease.pending.params |= param
-                value = distribution.to_external_repr(param_value_internal)
-                self._change(lease, _params={param_name: value}, _distributions={param_name: distribution})
+            self._put(
+                trial_id,
+                Contents(params={param_name: (param_value_internal, distribution)}),
+                _params={param_name: distribution.to_external_repr(param_value_internal)},
+                _distributions={param_name: distribution},
+            )
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         with self._turn():
@@ -217,32 +208,21 @@ class PostgresStorage(BaseStorage):
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         with self._turn():
-            lease = self._held(trial_id)
+            report = {step: intermediate_value}
+            lease = self._put(trial_id, Contents(reports=report), intermediate_values=report)
             if lease is None:
-                self._write(trial_id, Contents(reports={step: intermediate_value}))
                 return
-            lease.pending.reports[step] = intermediate_value
-            self._change(lease, intermediate_values={step: intermediate_value})
             try:
                 self._flush(trial_id, lease, None, min(REPORT_PATIENCE_S, self.patience_s))
             except Unavailable:
+                self._caches[lease.study_id].make_do()
                 logger.warning("the database is away: a report of trial %d waits for the next", lease.trial.number)
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        with self._turn():
-            if (lease := self._held(trial_id)) is None:
-                self._write(trial_id, Contents(user_attrs={key: value}))
-            else:
-                lease.pending.user_attrs[key] = value
-                self._change(lease, _user_attrs={key: value})
+        self._put(trial_id, Contents(user_attrs={key: value}), _user_attrs={key: value})
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: JSONSerializable) -> None:
-        with self._turn():
-            if (lease := self._held(trial_id)) is None:
-                self._write(trial_id, Contents(system_attrs={key: value}))
-            else:
-                lease.pending.system_attrs[key] = value
-                self._change(lease, _system_attrs={key: value})
+        self._put(trial_id, Contents(system_attrs={key: value}), _system_attrs={key: value})
 
     # Optuna's interface: reading trials
 
@@ -299,11 +279,8 @@ class PostgresStorage(BaseStorage):
             if not rows:
                 del self._caches[study_id]
                 raise KeyError(f"no study {study_id}")
-            if self._take(cache, rows, BULK):
+            if cache.take(rows, BULK):
                 return
-
-    def _take(self, cache: StudyCache, rows: list[Row], limit: int) -> bool:
-        return cache.take([row for row in rows if row[0] is not None], limit)
 
     def _held(self, trial_id: int) -> Lease | None:
         """The lease of a trial that this process runs. Raises LeaseLost if it did once."""
@@ -311,12 +288,22 @@ class PostgresStorage(BaseStorage):
             raise LeaseLost(f"trial {trial_id} is no longer run here")
         return self._leases.get(trial_id)
 
+    def _put(self, trial_id: int, contents: Contents, **entries: dict[Any, Any]) -> Lease | None:
+        """At once without a lease; under one, gathered for the next flush and entered in the local copy."""
+        with self._turn():
+            lease = self._held(trial_id)
+            if lease is None:
+                self._write(trial_id, contents)
+            else:
+                lease.pending.add(contents)
+                self._change(lease, **entries)
+            return lease
+
     def _change(self, lease: Lease, **entries: dict[Any, Any]) -> None:
         """In a copy: whoever read the trial before keeps what was read. (copy.copy takes ten times as long.)"""
         trial = FrozenTrial.__new__(FrozenTrial)
-        trial.__dict__ = lease.trial.__dict__ | {
-            name: getattr(lease.trial, name) | new for name, new in entries.items()
-        }
+        changed = {name: getattr(lease.trial, name) | new for name, new in entries.items()}
+        trial.__dict__ = lease.trial.__dict__ | changed
         lease.trial = trial
         self._caches[lease.study_id].put(trial)
 
@@ -331,14 +318,15 @@ class PostgresStorage(BaseStorage):
         return cache
 
     def _write(self, trial_id: int, contents: Contents, state: TrialState | None = None) -> str:
-        rows = self._ask(statements.SAVE, (trial_id, contents.as_json(), _name(state)))
+        rows = self._ask(statements.SAVE, (trial_id, contents.as_json(), None if state is None else state.name))
         return self._checked(rows[0][0], trial_id)
 
     def _flush(self, trial_id: int, lease: Lease, state: TrialState | None, patience_s: float) -> str:
         """Sends what is pending; on Unavailable it stays pending."""
         cache = self._caches[lease.study_id]
         known = cache.known(without=self._leases if state is None else self._leases.keys() - {trial_id})
-        values = (trial_id, lease.token, lease.pending.as_json(), _name(state), *known, CHANGES)
+        next_state = None if state is None else state.name
+        values = (trial_id, lease.token, lease.pending.as_json(), next_state, *known, CHANGES)
         rows = self._connection.persist(statements.SAVE_LEASED, values, patience_s=patience_s)
         verdict = self._checked(rows[0][0], trial_id)
         if verdict != "equal":
@@ -347,7 +335,7 @@ class PostgresStorage(BaseStorage):
             del self._leases[trial_id]
             if not state.is_finished():
                 self._ended.add(trial_id)
-        self._take(cache, [row[1:] for row in rows], CHANGES)
+        cache.take([row[1:] for row in rows], CHANGES)
         return verdict
 
     def _checked(self, verdict: str, trial_id: int) -> str:
@@ -360,7 +348,3 @@ class PostgresStorage(BaseStorage):
         if verdict == "missing":
             raise KeyError(f"no trial {trial_id}")
         return verdict
-
-
-def _name(state: TrialState | None) -> str | None:
-    return None if state is None else state.name

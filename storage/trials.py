@@ -34,6 +34,12 @@ class Contents:
     outcome: Sequence[float] | None = None
     params_hash: str | None = None
 
+    def add(self, more: Contents) -> None:
+        self.params |= more.params
+        self.system_attrs |= more.system_attrs
+        self.user_attrs |= more.user_attrs
+        self.reports |= more.reports
+
     def as_json(self) -> str:
         found: dict[str, Any] = {}
         if self.params:
@@ -53,15 +59,20 @@ class Contents:
         return json.dumps(found)
 
 
-def contents_of(trial: FrozenTrial) -> Contents:
-    """All that a new trial begins with."""
-    return Contents(
-        params={name: (kind.to_internal_repr(trial.params[name]), kind) for name, kind in trial.distributions.items()},
-        system_attrs=trial.system_attrs,
-        user_attrs=trial.user_attrs,
-        reports=trial.intermediate_values,
-        outcome=trial.values,
+def beginning_of(template: FrozenTrial | None) -> tuple[str, datetime | None, datetime | None, str]:
+    """State, start (None: now), end and contents of a new trial, as hpo.create_v1 reads them."""
+    if template is None:
+        return TrialState.RUNNING.name, None, None, Contents().as_json()
+    kinds = template.distributions
+    contents = Contents(
+        params={name: (kind.to_internal_repr(template.params[name]), kind) for name, kind in kinds.items()},
+        system_attrs=template.system_attrs,
+        user_attrs=template.user_attrs,
+        reports=template.intermediate_values,
+        outcome=template.values,
     )
+    start, end = _to_utc(template.datetime_start), _to_utc(template.datetime_complete)
+    return template.state.name, start, end, contents.as_json()
 
 
 def to_trial(row: Row) -> FrozenTrial:
@@ -74,8 +85,8 @@ def to_trial(row: Row) -> FrozenTrial:
         state=STATES[state],
         value=None,
         values=[float(value) for value in outcome.split()] if outcome else None,
-        datetime_start=to_local(start),
-        datetime_complete=to_local(complete),
+        datetime_start=_to_local(start),
+        datetime_complete=_to_local(complete),
         params={
             name: kind.to_external_repr(float(value))
             for (name, kind), value in zip(kinds.items(), (internals or "").split(), strict=True)
@@ -93,12 +104,12 @@ def version_of(row: Row) -> int | None:
     return {"WAITING": WAITING, "RUNNING": int(writes)}.get(state)
 
 
-def to_local(moment: datetime | None) -> datetime | None:
+def _to_local(moment: datetime | None) -> datetime | None:
     """Optuna stores naive UTC and shows naive local time."""
     return moment and moment.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
 
 
-def to_utc(moment: datetime | None) -> datetime | None:
+def _to_utc(moment: datetime | None) -> datetime | None:
     return moment and moment.astimezone(UTC).replace(tzinfo=None)
 
 

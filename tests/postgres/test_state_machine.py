@@ -6,21 +6,35 @@ by itself, and one that `expire` chose has ended, so that no step depends on how
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
+from itertools import zip_longest
 from typing import Any
 from typing import NamedTuple
 
 import optuna
 import psycopg2
+import pytest
+from hypothesis import HealthCheck
+from hypothesis import Phase
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle
 from hypothesis.stateful import RuleBasedStateMachine
 from hypothesis.stateful import initialize
+from hypothesis.stateful import invariant
 from hypothesis.stateful import multiple
+from hypothesis.stateful import precondition
 from hypothesis.stateful import rule
+from hypothesis.stateful import run_state_machine_as_test
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState
 from sqlalchemy import URL
 
 from storage.engine import open_rdb_storage
+from storage.leases import LeaseLost
 from storage.native import PostgresStorage
 
 LEASE_S = 1.0  # the server must have run for so long before anything is swept
@@ -52,6 +66,10 @@ class Row(NamedTuple):
     params_hash: str | None
     contents: str
 
+    @classmethod
+    def new(cls, trial_id: int, number: int) -> Row:
+        return cls(trial_id, number, "RUNNING", True, False, False, None, 0, None, None, "")
+
     @property
     def finished(self) -> bool:
         return self.state not in ("WAITING", "RUNNING")
@@ -67,6 +85,9 @@ class Row(NamedTuple):
         if self.state == "RUNNING" and not self.held:
             return self._replace(held=True, expired=False, token=None, attempts=self.attempts + 1)
         return self
+
+    def record(self) -> tuple[str, str]:
+        return self.state, self.contents
 
     def facts(self) -> tuple[object, ...]:
         return self.trial_id, self.number, self.state, self.held, self.token, self.attempts
@@ -89,6 +110,7 @@ class Server:
         self.observer.autocommit = True
         self.ask(WAIT_FOR_AGE, LEASE_S)
         self.workers = [self.worker() for _ in range(3)]
+        self.steps = 0
 
     def worker(self) -> PostgresStorage:
         storage = PostgresStorage(self.url)
@@ -116,13 +138,16 @@ class Workers(RuleBasedStateMachine):
     tells: Bundle[tuple[Run, int, str, str]] = Bundle("tells")
     strangers: Bundle[int] = Bundle("strangers")
 
-    def __init__(self, server: Server) -> None:
+    server: Server
+
+    def __init__(self) -> None:
         super().__init__()
-        self.server, self.plain = server, server.plain
+        self.plain = self.server.plain
         self.rows: list[Row] = []
         self.newest: dict[int, int] = {}  # token by trial
         self.tokens: dict[Run, int | None] = {}  # None: the process knows that it runs the trial no more
         self.studies: dict[PostgresStorage, optuna.Study] = {}
+        self.told: set[Run] = set()
         self.foreign: set[int] = set()
         self.paused: list[PostgresStorage] = []
 
@@ -149,10 +174,15 @@ class Workers(RuleBasedStateMachine):
         assert claim.trial_id is not None
         before = rows[number] if number < len(rows) else Row.new(claim.trial_id, number)
         taken = before._replace(state="RUNNING", held=True, token=claim.token, attempts=attempt)
+        self.check_start(storage, claim.trial_id)
         self.expect([*rows[:number], taken, *rows[number + 1 :]])
-        assert storage.get_trial(claim.trial_id) == self.plain.get_trial(claim.trial_id)
         self.tokens[run := Run(storage, claim.trial_id)] = claim.token
         return run
+
+    def check_start(self, storage: PostgresStorage, trial_id: int) -> None:
+        trial = storage.get_trial(trial_id)
+        assert trial == self.plain.get_trial(trial_id)
+        assert not trial.intermediate_values or trial_id not in self.newest
 
     @precondition(lambda self: any(row.request and row.token for row in self.rows))
     @rule(index=indexes)
@@ -166,16 +196,16 @@ class Workers(RuleBasedStateMachine):
     @rule(run=runs)
     def renew(self, run: Run) -> None:
         token = self.tokens[run]
-        is_held = self.row(run).held and self.row(run).token == token
+        is_held = self.row(run.trial_id).held and self.row(run.trial_id).token == token
         assert self.server.ask("SELECT hpo.renew_v1(%s, %s)", run.trial_id, token) == [(is_held,)]
         self.expect(self.rows)
-        assert not is_held or not self.row(run).expired
+        assert not is_held or not self.row(run.trial_id).expired
 
     @rule(run=runs, value=values, params_hash=st.sampled_from([None, None, "a", "b"]))
     def flush(self, run: Run, value: float, params_hash: str | None) -> None:
         others = [row for row in self.rows if row.held and row.trial_id != run.trial_id]
         is_equal = params_hash is not None and any(row.params_hash == params_hash for row in others)
-        before = self.row(run)
+        before = self.row(run.trial_id)
 
         def send() -> None:
             run.storage.set_trial_param(run.trial_id, "x", value, X)
@@ -183,7 +213,7 @@ class Workers(RuleBasedStateMachine):
             assert run.storage.flush(run.trial_id, params_hash=params_hash) == (not is_equal)
 
         if self.write(run, send):
-            assert not is_equal or before == self.row(run)
+            assert not is_equal or before == self.row(run.trial_id)
             assert is_equal or self.plain.get_trial(run.trial_id).params == {"x": value}
 
     @rule(run=runs, step=st.integers(0, 3), value=values)
@@ -201,10 +231,13 @@ class Workers(RuleBasedStateMachine):
     @rule(target=tells, run=runs, state=st.sampled_from(["COMPLETE", "PRUNED", "FAIL"]), value=values)
     def tell(self, run: Run, state: str, value: float) -> Any:
         token, outcome = self.tokens[run], None if state == "FAIL" else [value]
-        recorded = self.row(run).finished
-        if not self.write(run, lambda: run.storage.set_trial_state_values(run.trial_id, TrialState[state], outcome), state):
+        recorded = self.row(run.trial_id).finished
+        if not self.write(
+            run, lambda: run.storage.set_trial_state_values(run.trial_id, TrialState[state], outcome), state
+        ):
             return multiple()
         self.tokens[run] = None
+        self.told.add(run)
         told = self.plain.get_trial(run.trial_id)
         assert recorded or (told.state.name, told.values) == (state, outcome)
         return run, token, json.dumps({} if outcome is None else {"outcome": [str(value)]}), state
@@ -218,7 +251,7 @@ class Workers(RuleBasedStateMachine):
 
     @rule(run=runs, reason=st.sampled_from([None, "it broke"]))
     def release(self, run: Run, reason: str | None) -> None:
-        row = self.row(run)
+        row = self.row(run.trial_id)
         is_held = self.tokens[run] is not None and row.held and row.token == self.tokens[run]
         assert run.storage.release(run.trial_id, reason=reason) == is_held
         self.tokens[run] = None
@@ -263,7 +296,8 @@ class Workers(RuleBasedStateMachine):
 
     @rule(trial_id=strangers, step=st.integers(0, 3), value=values)
     def report_unleased(self, trial_id: int, step: int, value: float) -> None:
-        with suppress(UpdateFinishedTrialError):
+        row = self.row(trial_id)
+        if not row.finished and not (row.held and row.token):  # RDBStorage knows no fence
             self.plain.set_trial_intermediate_value(trial_id, step, value)
 
     @precondition(lambda self: any(not row.finished for row in self.rows))
@@ -276,13 +310,16 @@ class Workers(RuleBasedStateMachine):
     # What must hold
 
     @invariant()
+    def step_is_sound(self) -> None:
+        self.server.steps += 1
+        self.look()
+
     def look(self) -> list[Row]:
         """The rows as they are, which must be rows that can follow those of the last look."""
-        if not hasattr(self, "study_id"):
-            return []
         self.server.ask(KEEP_TIME, self.study_id)
         rows = [Row(*row) for row in self.server.ask(LOOK, self.study_id)]
         assert [row.number for row in rows] == list(range(len(rows)))
+        assert len(rows) >= len(self.rows)
         begun = sum(row.state != "WAITING" and row.trial_id not in self.foreign for row in rows)
         assert begun <= self.budget
         for row, before in zip_longest(rows, self.rows):
@@ -293,18 +330,19 @@ class Workers(RuleBasedStateMachine):
     def check(self, row: Row, before: Row | None) -> None:
         assert row.attempts <= 3
         assert row.state == "RUNNING" or not row.held or (row.finished and row.trial_id in self.foreign)
-        assert before is None or not before.finished or before.written() == row.written()
-        if row.token is not None:
-            newest = self.newest.get(row.trial_id, 0)
-            assert row.token >= newest if row.trial_id in self.newest else row.token > max(self.newest.values(), default=0)
+        assert before is None or not before.finished or before.record() == row.record()
+        if row.token not in (None, self.newest.get(row.trial_id)):
+            assert row.token > max(self.newest.values(), default=0)
             self.newest[row.trial_id] = row.token
 
     def teardown(self) -> None:
         """What a process knows, once it has said what it had gathered, is what is there."""
         if hasattr(self, "study_id"):
-            for run in self.tokens:
-                with suppress(LeaseLost, UpdateFinishedTrialError, KeyError):
-                    run.storage.flush(run.trial_id)
+            for run, token in self.tokens.items():
+                if token is not None:
+                    with suppress(LeaseLost, UpdateFinishedTrialError):
+                        run.storage.flush(run.trial_id)
+                run.storage.release(run.trial_id, reason=None)  # who holds a lease may read what was new a moment ago
             there = self.plain.get_all_trials(self.study_id)
             for storage in [*self.server.workers, *self.paused]:
                 assert storage.get_all_trials(self.study_id) == there
@@ -313,14 +351,14 @@ class Workers(RuleBasedStateMachine):
 
     # How it is done
 
-    def row(self, run: Run) -> Row:
-        return next(row for row in self.rows if row.trial_id == run.trial_id)
+    def row(self, trial_id: int) -> Row:
+        return next(row for row in self.rows if row.trial_id == trial_id)
 
     def expect(self, rows: list[Row]) -> None:
         assert [row.facts() for row in self.look()] == [row.facts() for row in rows]
 
     def refusal(self, run: Run, state: str | None) -> type[Exception] | None:
-        row, token = self.row(run), self.tokens[run]
+        row, token = self.row(run.trial_id), self.tokens[run]
         if token is None and run not in self.told:
             return LeaseLost
         if row.finished:
@@ -340,3 +378,35 @@ class Workers(RuleBasedStateMachine):
         self.tokens[run] = None
         assert self.look() == before
         return False
+
+
+def run_machine(url: URL, examples: int) -> int:
+    """How many steps were done."""
+
+    class Machine(Workers):
+        server = Server(url)
+
+    options = settings(
+        max_examples=examples,
+        stateful_step_count=STEPS_OF_EXAMPLE,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    try:
+        run_state_machine_as_test(Machine, settings=options)
+    finally:
+        Machine.server.close()
+    return Machine.server.steps
+
+
+def test_any_order_of_steps_keeps_the_promises(database: URL) -> None:
+    assert run_machine(database, examples=int(__import__("os").environ.get("EX","20"))) > 500
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1800)
+def test_ten_thousand_steps_keep_the_promises(database: URL) -> None:
+    assert run_machine(database, examples=250) > 10_000
