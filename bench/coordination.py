@@ -24,7 +24,6 @@ from pathlib import Path
 from statistics import median
 
 import optuna
-import psycopg2
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import URL
@@ -32,6 +31,7 @@ from sqlalchemy import make_url
 
 from bench.proxy import FaultProxy
 from storage import embedded
+from storage.connection import Connection
 from storage.native import PostgresStorage
 
 STUDY = "study"
@@ -84,19 +84,16 @@ def measure(url: URL, size: Size) -> Figures:
 def table(figures: Figures) -> Table:
     rows = Table("figure", "measured", "bar", "met")
     for key, value in figures.items():
-        if key in AT_MOST:
-            rows.add_row(key, f"{value:.4g}", f"at most {AT_MOST[key]}", "yes" if value <= AT_MOST[key] else "NO")
-        elif key in AT_LEAST:
-            rows.add_row(key, f"{value:.4g}", f"at least {AT_LEAST[key]}", "yes" if value >= AT_LEAST[key] else "NO")
-        else:
-            rows.add_row(key, f"{value:.4g}")
+        words, bar = ("at least", AT_LEAST[key]) if key in AT_LEAST else ("at most", AT_MOST.get(key, math.inf))
+        is_met = value >= bar if key in AT_LEAST else value <= bar
+        rows.add_row(key, f"{value:.4g}", *((f"{words} {bar}", "yes" if is_met else "NO") if bar < math.inf else ()))
     return rows
 
 
 def measure_cpu(template: URL, blocks: int) -> Figures:
     """Of a worker's process, for one trial; without what the same takes in memory, where there is no storage."""
     with copies(template) as urls:
-        studies = {name: open_study(name, urls.get(name, template)) for name in (*VARIANTS, "memory")}
+        studies = {name: open_study(name, urls.get(name, urls["ours"])) for name in (*VARIANTS, "memory")}
         for study in studies.values():
             run_trial(study)  # loads the finished trials
         rounds = [{name: per_trial(study, time.process_time) for name, study in studies.items()} for _ in range(blocks)]
@@ -279,13 +276,9 @@ def copies(template: URL) -> Iterator[dict[str, URL]]:
 
 
 def execute(url: URL, statement: str) -> None:
-    connection = psycopg2.connect(host=url.query["host"], user=url.username, dbname=url.database)
-    connection.autocommit = True
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute(statement)
-    finally:
-        connection.close()
+    connection = Connection(url)
+    connection.run(statement, timeout_s=TIMEOUT_S)
+    connection.close()
 
 
 if __name__ == "__main__":

@@ -118,7 +118,8 @@ def at_once(start: Start) -> AtOnce:
     """at_once(url, script): the lines that eight processes print, which the script becomes when it calls go()."""
 
     def run(url: URL, script: str, *arguments: str | Path) -> list[str]:
-        process = start(url, "-c", FORK + script, *arguments)
+        # Buffered: a line is then one write, as eight share the pipe.
+        process = start(url, "-c", FORK + script, *arguments, PYTHONUNBUFFERED="")
         output = process.communicate(timeout=TIMEOUT_S)[0]
         assert process.returncode == 0, output
         return output.splitlines()

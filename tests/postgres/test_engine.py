@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import optuna
+import psycopg2.errors
 import pytest
 from sqlalchemy import URL
 from sqlalchemy import make_url
@@ -101,6 +102,43 @@ def test_eight_processes_opening_an_empty_database_make_one_schema(
 ) -> None:
     assert at_once(empty_database, OPEN) == ["[]"] * 8
     assert rows(empty_database) == rows(database)
+
+
+@pytest.mark.parametrize(
+    ("skew", "named"),
+    [
+        (
+            "UPDATE hpo.version SET version = 9, made_by = 'incident-hpo==9.9'",
+            r"schema 9.*pip install incident-hpo==9\.9",
+        ),
+        ("UPDATE alembic_version SET version_num = 'v9.9.9.a'", r"v9\.9\.9\.a.*pip install incident-hpo=="),
+        ("ALTER ROLE postgres SET default_transaction_isolation = 'serializable'", "as 'serializable'; ALTER ROLE"),
+    ],
+    ids=["our schema", "Optuna's tables", "isolation level"],
+)
+def test_database_that_this_release_cannot_work_with_is_refused_with_the_mend(
+    database: URL, query: Callable[..., object], rows: Callable[[URL], dict[str, list[str]]], skew: str, named: str
+) -> None:
+    before = rows(database)
+    query(database, skew)
+    try:
+        with pytest.raises(StorageError, match=named):
+            PostgresStorage(database)
+    finally:
+        query(database, "ALTER ROLE postgres RESET default_transaction_isolation")
+    assert {name: found for name, found in rows(database).items() if "version" not in name} == {
+        name: found for name, found in before.items() if "version" not in name
+    }
+
+
+def test_functions_of_another_release_are_not_called(database: URL, query: Callable[..., object]) -> None:
+    storage = PostgresStorage(database)
+    study = optuna.create_study(storage=storage)
+    storage.manage(study._study_id, 1, lease_s=60)
+    query(database, "ALTER FUNCTION hpo.claim_v1 RENAME TO claim_v2")
+    with pytest.raises(psycopg2.errors.UndefinedFunction):
+        storage.claim(study._study_id, "worker")
+    assert study.get_trials() == []
 
 
 def test_read_only_storage_reads_and_cannot_write(database: URL, rows: Callable[[URL], dict[str, list[str]]]) -> None:

@@ -95,14 +95,20 @@ def test_incidents_that_are_not_there_are_named(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "changed",
-    [SMALL.replace("trials: 9", "trials: 99"), SMALL + "targets: {f1: 0.5}\n", SMALL.replace("data/", "moved/")],
-    ids=["budget", "targets", "place of the data"],
+    [
+        SMALL.replace("trials: 9", "trials: 99"),
+        SMALL + "targets: {f1: 0.5}\n",
+        SMALL.replace("data/", "moved/"),
+        SMALL + "lease_s: 5\npatience_s: 60\n",
+    ],
+    ids=["budget", "targets", "place of the data", "lease and patience"],
 )
-def test_budget_targets_and_the_place_of_the_data_may_change_while_a_study_lives(folder: Path, changed: str) -> None:
+def test_what_does_not_decide_a_result_may_change_while_a_study_lives(folder: Path, changed: str) -> None:
     shutil.copytree(folder / "data", folder / "moved")
     assert fingerprint(read(folder, SMALL)) == fingerprint(read(folder, changed))
 
 
+MAY_CHANGE = {"budget", "targets", "lease_s", "patience_s"}
 CHANGES: dict[str, Any] = {
     "name": "other",
     "incidents": {"path": "incidents.csv", "columns": {"category": "kind"}},
@@ -118,7 +124,7 @@ CHANGES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("key", sorted(StudyFile.model_fields.keys() - {"budget", "targets"}))
+@pytest.mark.parametrize("key", sorted(StudyFile.model_fields.keys() - MAY_CHANGE))
 def test_anything_else_changes_the_fingerprint(key: str) -> None:
     start = {"name": "small", "incidents": {"path": "incidents.csv"}, "budget": {"trials": 9}}
     changed = StudyFile.model_validate(start | {key: CHANGES[key]})
