@@ -34,6 +34,7 @@ from storage.cache import StudyCache
 from storage.connection import Connection
 from storage.connection import Row
 from storage.connection import Unavailable
+from storage.engine import parse_url
 from storage.leases import Claim
 from storage.leases import Lease
 from storage.leases import LeaseLost
@@ -56,9 +57,9 @@ class PostgresStorage(BaseStorage):
     """
 
     def __init__(
-        self, url: URL, *, patience_s: float = PATIENCE_S, interrupted: Callable[[], bool] = lambda: False
+        self, url: URL | str, *, patience_s: float = PATIENCE_S, interrupted: Callable[[], bool] = lambda: False
     ) -> None:
-        self._url = url
+        self._url = url = parse_url(url) if isinstance(url, str) else url
         self.patience_s = patience_s
         self._connection = Connection(url, interrupted)
         self.connections = [self._connection]  # of this process: a Keeper adds its own
@@ -117,10 +118,9 @@ class PostgresStorage(BaseStorage):
             return self._flush(trial_id, lease, None, self.patience_s) != "equal"
 
     def release(self, trial_id: int, *, reason: str | None, patience_s: float | None = None) -> bool:
-        """Gives a claimed trial back, to wait; with a reason, the third time to fail. Whether it was still held here."""
+        """Gives a claimed trial back, to wait; with a reason, the third time to fail. Whether it was held here."""
         with self._turn():
-            lease = self._leases.pop(trial_id, None)
-            if lease is None:
+            if (lease := self._leases.pop(trial_id, None)) is None:
                 return False
             self._ended.add(trial_id)
             patience_s = self.patience_s if patience_s is None else patience_s
@@ -339,7 +339,7 @@ class PostgresStorage(BaseStorage):
         return verdict
 
     def _checked(self, verdict: str, trial_id: int) -> str:
-        if verdict in ("lost", "finished") and self._leases.pop(trial_id, None) is not None:
+        if verdict in ("lost", "finished", "missing") and self._leases.pop(trial_id, None) is not None:
             self._ended.add(trial_id)
         if verdict == "lost":
             raise LeaseLost(f"trial {trial_id} is run by another worker, or waits for one")

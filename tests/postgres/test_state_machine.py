@@ -153,7 +153,7 @@ class Workers(RuleBasedStateMachine):
         self.foreign: set[int] = set()
         self.paused: list[PostgresStorage] = []
 
-    @initialize(budget=st.integers(2, 12))
+    @initialize(budget=st.integers(3, 12))
     def begin(self, budget: int) -> None:
         sampler, name = optuna.samplers.RandomSampler(seed=0), f"study {next(NUMBERS)}"
         self.stranger = optuna.create_study(study_name=name, storage=self.plain, sampler=sampler)
@@ -312,8 +312,8 @@ class Workers(RuleBasedStateMachine):
 
     @rule(trial_id=strangers, step=st.integers(0, 3), value=values)
     def report_unleased(self, trial_id: int, step: int, value: float) -> None:
-        row = self.row(trial_id)
-        if not row.finished and not (row.held and row.token):  # RDBStorage knows no fence
+        row = self.row(trial_id)  # RDBStorage knows no fence, and caches take it that a waiting trial does not change
+        if row.state == "RUNNING" and not (row.held and row.token):
             self.plain.set_trial_intermediate_value(trial_id, step, value)
 
     @precondition(lambda self: len(self.foreign) < 5 and any(not row.finished for row in self.rows))
