@@ -89,6 +89,7 @@ space:
   baselines:
     v4: {{learning_rate: 1e-5, epochs: 8}}
 budget: {{trials: 3}}
+lease_s: 3
 """
     )
     return path
