@@ -12,6 +12,8 @@ import json
 import math
 import multiprocessing
 import shutil
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -69,6 +71,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="no table")
     arguments = parser.parse_args()
     CONTEXT.set_forkserver_preload(IMPORTS)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # not without stopping the server
     with server() as url:
         figures = measure(url, Size(rounds=1, trials=32, blocks=2, slow_trials=1) if arguments.quick else Size())
     if not arguments.json:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dataclasses import field
 
 from optuna.distributions import BaseDistribution
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from storage.connection import Row
@@ -22,6 +23,8 @@ Known = tuple[int, int, list[int], list[int]]
 @dataclass
 class StudyCache:
     study_id: int
+    name: str | None = None
+    directions: list[StudyDirection] = field(default_factory=list)  # empty: not read yet
     trials: list[FrozenTrial] = field(default_factory=list)  # by number: rows come in its order, without gaps
     versions: dict[int, int] = field(default_factory=dict)  # of unfinished trials, by trial id
     numbers: dict[int, int] = field(default_factory=dict)  # of all trials, by trial id

@@ -68,8 +68,6 @@ class PostgresStorage(BaseStorage):
         self._caches: dict[int, StudyCache] = {}
         self._leases: dict[int, Lease] = {}
         self._ended: set[int] = set()  # trials that this process held: never written again without a new claim
-        self._names: dict[int, str] = {}
-        self._directions: dict[int, list[StudyDirection]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self._url.set(password=None), "patience_s": self.patience_s}
@@ -102,7 +100,8 @@ class PostgresStorage(BaseStorage):
                 raise KeyError(f"study {study_id} is not managed")
             cache.take([row[4:] for row in rows], CHANGES)
             if verdict == "claimed":
-                if trial_id not in cache.numbers:
+                self._leases.pop(trial_id, None)  # of an earlier attempt, lost unnoticed
+                if trial_id not in {row[4] for row in rows}:  # left out for that lease, or beyond the reply's limit
                     self._refresh(cache)
                 self._ended.discard(trial_id)
                 self._leases[trial_id] = Lease(study_id, token, cache.get(trial_id))
@@ -140,8 +139,6 @@ class PostgresStorage(BaseStorage):
         studies.delete(self._ask, study_id)
         with self._turn():
             self._caches.pop(study_id, None)
-            self._names.pop(study_id, None)
-            self._directions.pop(study_id, None)
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
         studies.set_attribute(self._ask, "user", study_id, key, value)
@@ -151,18 +148,18 @@ class PostgresStorage(BaseStorage):
 
     def get_study_id_from_name(self, study_name: str) -> int:
         study_id = studies.id_of(self._ask, study_name)
-        self._names[study_id] = study_name
+        self._cache(study_id).name = study_name
         return study_id
 
     def get_study_name_from_id(self, study_id: int) -> str:
-        if study_id not in self._names:
-            self._names[study_id] = studies.name_of(self._ask, study_id)
-        return self._names[study_id]
+        cache = self._cache(study_id)
+        cache.name = studies.name_of(self._ask, study_id) if cache.name is None else cache.name
+        return cache.name
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        if study_id not in self._directions:
-            self._directions[study_id] = studies.directions_of(self._ask, study_id)
-        return self._directions[study_id]
+        cache = self._cache(study_id)
+        cache.directions = cache.directions or studies.directions_of(self._ask, study_id)
+        return cache.directions
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         return studies.attributes(self._ask, "user", study_id)
@@ -331,6 +328,7 @@ class PostgresStorage(BaseStorage):
         verdict = self._checked(rows[0][0], trial_id)
         if verdict != "equal":
             lease.pending = Contents()
+        lease.pending.params_hash = None
         if state is not None:
             del self._leases[trial_id]
             if not state.is_finished():

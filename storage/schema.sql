@@ -34,10 +34,11 @@ CREATE TABLE hpo.leases (
     held bool NOT NULL,
     expires timestamptz NOT NULL,
     token bigint,  -- the fence: of the last holder; NULL for one who runs the trial without a lease (RDBStorage)
+    told bigint,  -- of the holder that recorded the present state, so that a tell sent twice is one tell
     request text UNIQUE,  -- of the last claim, so that a claim sent twice is one claim
     worker text,
     attempts int NOT NULL DEFAULT 0,
-    writes int NOT NULL DEFAULT 0,  -- of parameters and attributes, so that caches re-read only what changed
+    writes int NOT NULL DEFAULT 0,  -- of anything but reports, so that caches re-read only what changed
     params_hash text,
     last_report int  -- of a holder without a lease: it lives while it reports
 ) WITH (fillfactor = 50);  -- renewals find room on their page
@@ -59,7 +60,8 @@ $$ SELECT CASE p_type WHEN 'NAN' THEN 'nan' WHEN 'INF_POS' THEN 'inf' WHEN 'INF_
 -- PostgreSQL refuses.
 CREATE VIEW hpo.contents_v1 AS
 SELECT t.trial_id, t.study_id, t.number, t.state::text AS state, t.datetime_start, t.datetime_complete,
-    CASE WHEN l.held AND l.token IS NOT NULL THEN l.writes ELSE -1 END AS writes,
+    CASE WHEN t.state = 'WAITING' THEN -2 - coalesce(l.writes, 0)
+         WHEN l.held AND l.token IS NOT NULL THEN l.writes ELSE -1 END AS version,
     (SELECT string_agg(coalesce(v.value::text, hpo.word_v1(v.value_type::text)), ' ' ORDER BY v.objective)
      FROM public.trial_values v WHERE v.trial_id = t.trial_id) AS outcome,
     p.names, p.distributions, p.internals,
@@ -76,9 +78,9 @@ FROM public.trials t LEFT JOIN hpo.leases l ON l.trial_id = t.trial_id, LATERAL 
     FROM (SELECT * FROM public.trial_params x WHERE x.trial_id = t.trial_id ORDER BY x.param_id) q) p;
 
 
--- What a cache lacks: trials from number p_known on, and those of its unfinished ones (p_ids) that changed since.
--- p_versions says what it has of each: -2 waiting, -1 running without a lease, else leases.writes. A quick read leaves
--- out running trials that only reported. At most p_limit rows of either kind, so that no lock waits for a slow reader.
+-- What a cache lacks: trials from number p_known on, and those of its unfinished ones (p_ids) that changed since the
+-- version it has (p_versions): from 0 on running under a lease, -1 running without one, so that its version tells nothing,
+-- below waiting. A quick read leaves out running trials that only reported. At most p_limit rows of either kind, so that no lock waits for a slow reader.
 CREATE FUNCTION hpo.changes_v1(p_study int, p_known int, p_ids int[], p_versions int[], p_quick bool, p_limit int)
 RETURNS SETOF hpo.contents_v1 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off
 SET plan_cache_mode = force_generic_plan AS $$
@@ -92,7 +94,7 @@ BEGIN
          JOIN public.trials t ON t.trial_id = had.trial_id
          LEFT JOIN hpo.leases l ON l.trial_id = t.trial_id
          WHERE t.study_id = p_study AND CASE t.state::text
-             WHEN 'WAITING' THEN had.version <> -2
+             WHEN 'WAITING' THEN had.version <> -2 - coalesce(l.writes, 0)
              WHEN 'RUNNING' THEN NOT p_quick OR had.version < 0 OR l.token IS NULL OR l.writes <> had.version
              ELSE true END
          ORDER BY t.number LIMIT p_limit)
@@ -209,7 +211,7 @@ BEGIN
     FROM public.trials t LEFT JOIN hpo.leases l ON l.trial_id = t.trial_id
     WHERE t.study_id = p_study AND t.state = 'RUNNING' AND l.held IS NOT TRUE
     ON CONFLICT (trial_id) DO UPDATE SET held = true, expires = excluded.expires, token = NULL, last_report = NULL,
-        attempts = leases.attempts + 1 WHERE NOT leases.held;
+        params_hash = NULL, attempts = leases.attempts + 1 WHERE NOT leases.held;
     FOR found_id IN
         SELECT t.trial_id FROM hpo.leases l JOIN public.trials t ON t.trial_id = l.trial_id
         WHERE l.study_id = p_study AND l.held AND l.expires < clock_timestamp()
@@ -219,7 +221,7 @@ BEGIN
                    WHERE trial_id = found_id);
         UPDATE hpo.leases SET expires = clock_timestamp() + span, last_report = report
         WHERE trial_id = found_id AND token IS NULL AND last_report IS DISTINCT FROM report;
-        UPDATE hpo.leases SET held = false
+        UPDATE hpo.leases SET held = false, writes = writes + 1
         WHERE trial_id = found_id AND held AND expires < clock_timestamp()  -- guard: lease
         RETURNING * INTO lost;
         IF FOUND THEN
@@ -270,7 +272,7 @@ BEGIN
         WHERE trial_id = made;
         -- It starts again: Optuna ignores a second report of a step, so the old ones would stay.
         DELETE FROM public.trial_intermediate_values i USING hpo.leases l
-        WHERE i.trial_id = made AND l.trial_id = made AND l.attempts > 0;
+        WHERE i.trial_id = made AND l.trial_id = made AND (l.attempts > 0 OR l.token IS NOT NULL);
     ELSE
         made := hpo.create_v1(p_study, p_request, 'RUNNING', timezone('UTC', clock_timestamp()), NULL, '{}');
     END IF;
@@ -278,7 +280,8 @@ BEGIN
     INSERT INTO hpo.leases AS l (trial_id, study_id, held, expires, token, request, worker, attempts)
     VALUES (made, p_study, true, clock_timestamp() + ours.lease, nextval('hpo.tokens'), p_request, p_worker, 1)
     ON CONFLICT (trial_id) DO UPDATE SET held = true, expires = excluded.expires, token = excluded.token,
-        request = excluded.request, worker = excluded.worker, attempts = l.attempts + 1, writes = l.writes + 1
+        request = excluded.request, worker = excluded.worker, attempts = l.attempts + 1, writes = l.writes + 1,
+        params_hash = NULL
     RETURNING 'claimed', l.trial_id, l.token, l.attempts;
 END $$;
 
@@ -300,7 +303,7 @@ BEGIN
         RETURN;
     END IF;
     SELECT * INTO lease FROM hpo.leases l WHERE l.trial_id = p_trial;
-    IF lease.token = p_token AND NOT lease.held AND now_state = p_state THEN  -- guard: read-back
+    IF lease.told = p_token AND now_state = p_state THEN  -- guard: read-back
         verdict := 'ok';  -- sent again, for its answer was lost
         RETURN;
     ELSIF now_state NOT IN ('WAITING', 'RUNNING') THEN
@@ -324,6 +327,8 @@ BEGIN
     END IF;
     PERFORM hpo.fill_v1(p_trial, p_contents);
     UPDATE hpo.leases l SET expires = clock_timestamp() + s.lease, held = l.held AND p_state IS NULL,
+        told = CASE WHEN p_state IS NOT NULL THEN p_token END,
+        attempts = l.attempts - coalesce(l.held AND p_state = 'WAITING', false)::int,
         writes = l.writes + (p_contents->'params' IS NOT NULL OR p_contents->'system_attrs' IS NOT NULL
                              OR p_contents->'user_attrs' IS NOT NULL)::int
     FROM hpo.studies s WHERE l.trial_id = p_trial AND s.study_id = l.study_id;
@@ -346,7 +351,7 @@ DECLARE
     ended hpo.leases;
 BEGIN
     PERFORM FROM public.trials WHERE trial_id = p_trial FOR NO KEY UPDATE;
-    UPDATE hpo.leases SET held = false, attempts = attempts - (p_reason IS NULL)::int
+    UPDATE hpo.leases SET held = false, attempts = attempts - (p_reason IS NULL)::int, writes = writes + 1
     WHERE trial_id = p_trial AND token = p_token AND held
     RETURNING * INTO ended;
     IF NOT FOUND THEN

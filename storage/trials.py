@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from storage.connection import Row
 
-WAITING, UNLEASED = -2, -1  # versions of unfinished trials; others are the count of writes under a lease
+UNLEASED = -1  # the version of a running trial that may change in any way
 STATES = {state.name: state for state in TrialState}
 
 
@@ -100,8 +100,8 @@ def to_trial(row: Row) -> FrozenTrial:
 
 def version_of(row: Row) -> int | None:
     """How much of an unfinished trial the row holds; None for a finished one, which never changes."""
-    state, writes = row[3], row[6]
-    return {"WAITING": WAITING, "RUNNING": int(writes)}.get(state)
+    state, version = row[3], row[6]
+    return int(version) if state in ("WAITING", "RUNNING") else None
 
 
 def _to_local(moment: datetime | None) -> datetime | None:
