@@ -43,6 +43,14 @@ class Budget(BaseModel):
     trials: Positive
 
 
+class Checkpoints(BaseModel):
+    """Where an interrupted trial leaves what the next worker goes on from; boxes may share the folder."""
+
+    model_config = STRICT
+    folder: Annotated[str, Field(pattern=r"^[^\x00]+$")] | None = None  # None: on the box
+    every_s: Annotated[float, Field(ge=0, le=86_400)] = 60.0
+
+
 class Pruner(BaseModel):
     """Optuna's median pruner: silent for the first trials of a study and the first examples of a trial."""
 
@@ -72,6 +80,7 @@ class StudyFile(BaseModel):
     targets: dict[MetricName, Target] = dict.fromkeys(METRICS, 0.8)
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    checkpoints: Checkpoints = Checkpoints()
     lease_s: Annotated[float, Field(ge=1, le=86_400)] = 30.0  # a worker that is silent for so long has lost its trial
     patience_s: Annotated[float, Field(ge=0, le=86_400)] = 600.0  # a worker waits so long for a database that is away
 
@@ -119,7 +128,7 @@ def fingerprint(file: StudyFile) -> str:
 
 
 def identity(file: StudyFile) -> dict[str, Any]:
-    may_change: dict[str, Any] = dict.fromkeys(("budget", "targets", "lease_s", "patience_s"), True)
+    may_change: dict[str, Any] = dict.fromkeys(("budget", "targets", "checkpoints", "lease_s", "patience_s"), True)
     return file.model_dump(mode="json", exclude=may_change | {"incidents": {"path"}})
 
 

@@ -27,8 +27,8 @@ def train_from_file(path: Path, out: Path) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
     from objectives.finetune import finetune
-    from objectives.training import Progress
-    from objectives.training import Verdict
+    from objectives.progress import Progress
+    from objectives.progress import Verdict
 
     def report(progress: Progress) -> Verdict:
         print(f"epoch {progress.epoch:6.2f}  spearman {progress.scores['spearman']:.4f}", flush=True)

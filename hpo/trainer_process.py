@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from objectives.config import TrialConfig
+from objectives.config import Job
 
 # All that a trainer needs of its environment. No database URL, no secrets: training runs third-party code.
 PASSED_ON = (
@@ -26,11 +28,13 @@ PASSED_ON = (
     "VIRTUAL_ENV",
 )
 Verdict = str
+OnStart = Callable[[list[tuple[int, float]]], None]
 OnReport = Callable[[int, float, dict[str, float]], Verdict]
+STOP_S = 8.0  # from being asked to stop until the trainer is killed
 
 
 class TrainerDied(Exception):
-    """The process ended in the middle of a trial, by itself or by stop()."""
+    """The process ended in the middle of a trial, by itself or by interrupt()."""
 
 
 class TrainerProcess:
@@ -40,33 +44,49 @@ class TrainerProcess:
         self.stopped = False
         self._process: subprocess.Popen[str] | None = None
 
-    def run(self, config: TrialConfig, on_report: OnReport) -> dict[str, Any]:
-        """One trial; returns the message that ended it. Raises TrainerDied."""
+    def run(self, job: Job, on_start: OnStart, on_report: OnReport) -> dict[str, Any]:
+        """One trial; returns the message that ended it. `on_start` gets steps and scores that need no repetition.
+
+        Raises TrainerDied.
+        """
         if self._process is None or self._process.poll() is not None:
             self._process = _start()
         process = self._process
         try:
-            if self.stopped:  # a signal that came while it started found nothing to kill
+            if self.stopped:  # a signal that came while it started found nothing to stop
                 raise EOFError
-            _send(process, config.model_dump(mode="json"))
+            _send(process, job.model_dump(mode="json"))
             while True:
                 message = _receive(process)
-                if message["event"] != "report":
+                if message["event"] == "started":
+                    on_start(message["curve"])
+                elif message["event"] == "report":
+                    _send(process, on_report(message["step"], message["epoch"], message["scores"]))
+                else:
                     return message
-                _send(process, on_report(message["step"], message["epoch"], message["scores"]))
         except (BrokenPipeError, EOFError):
             process.kill()
             self._process = None
             raise TrainerDied(f"the trainer process ended with code {process.wait()}") from None
 
     def stop(self) -> None:
+        """Asks the trial in hand to stop at a checkpoint; after 8 s the process is killed."""
         self.stopped = True
-        self.interrupt()
+        if self._process is not None and self._process.stdin is not None:
+            with suppress(OSError):
+                # Past the buffer, which the interrupted code may be writing to; a line is one write.
+                os.write(self._process.stdin.fileno(), b'"stop"\n')
+            signal.signal(signal.SIGALRM, lambda *_: self.interrupt())
+            signal.setitimer(signal.ITIMER_REAL, STOP_S)
 
     def interrupt(self) -> None:
-        """Ends the trial in hand, if any; the next one gets a new process."""
+        """Ends the trial in hand, if any, without a checkpoint; the next one gets a new process."""
         if (process := self._process) is not None:
             process.kill()
+
+    def close(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self.interrupt()
 
 
 def _start() -> subprocess.Popen[str]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -29,8 +32,10 @@ from hpo.study import open_study
 from hpo.study import refuse_other_versions
 from hpo.trainer_process import TrainerDied
 from hpo.trainer_process import TrainerProcess
+from objectives.config import Job
 from search_spaces.space import suggest
 from storage.connection import Unavailable
+from storage.embedded import default_home
 from storage.keeper import Keeper
 from storage.leases import Claim
 from storage.leases import LeaseLost
@@ -70,7 +75,7 @@ def work(url: URL, name: str) -> int:
         return _claim_and_run(Worker(_own_name(), study, storage, file, keeper, trainer))
     finally:
         keeper.stop()
-        trainer.stop()
+        trainer.close()
 
 
 def _own_name() -> str:
@@ -112,10 +117,13 @@ def _run_trial(worker: Worker, claim: Claim) -> str:
     try:
         message = _train(worker, claim.trial_id)
         worker.keeper.drop()
+        if message["event"] == "interrupted":
+            return _give_back(worker, claim, number, "")
         if message["event"] == "setup":
             worker.storage.release(claim.trial_id, reason=None)
             raise SetupError(message["message"])
         _record(worker.study, claim.trial_id, message)
+        shutil.rmtree(_checkpoint_folder(worker, number), ignore_errors=True)
     except TrainerDied as error:
         worker.keeper.drop()
         return _give_back(worker, claim, number, str(error))
@@ -134,8 +142,25 @@ def _train(worker: Worker, trial_id: int) -> dict[str, Any]:
     parameters = suggest(searched(worker.file).parameters, trial)
     worker.storage.flush(trial_id)  # a worker that dies from here on leaves a trial that another can run as it is
     logger.info("trial %d started: %s", trial.number, parameters)
-    config = trial_config(worker.file, parameters, trial.number)
-    return worker.trainer.run(config, lambda *progress: _on_report(trial, *progress))
+    job = Job(
+        config=trial_config(worker.file, parameters, trial.number),
+        checkpoint_folder=str(_checkpoint_folder(worker, trial.number)),
+        checkpoint_every_s=worker.file.checkpoints.every_s,
+    )
+    return worker.trainer.run(job, partial(_on_start, trial), partial(_on_report, trial))
+
+
+def _checkpoint_folder(worker: Worker, number: int) -> Path:
+    root = worker.file.checkpoints.folder or default_home() / "checkpoints"
+    return Path(root) / worker.file.name / str(number)
+
+
+def _on_start(trial: optuna.Trial, curve: list[tuple[int, float]]) -> None:
+    """What an earlier run reported and this one need not repeat is reported again: the claim began with nothing."""
+    for step, spearman in curve:
+        trial.report(spearman, step)
+    if curve:
+        logger.info("trial %d goes on from %d examples", trial.number, curve[-1][0])
 
 
 def _on_report(trial: optuna.Trial, step: int, epoch: float, scores: dict[str, float]) -> str:

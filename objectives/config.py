@@ -109,3 +109,12 @@ class TrialConfig(BaseModel):
     training: Training = Training()
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Positive = 1
+
+
+class Job(BaseModel):
+    """What a worker hands to its trainer. Where checkpoints lie does not decide a result."""
+
+    model_config = STRICT
+    config: TrialConfig
+    checkpoint_folder: str | None = None
+    checkpoint_every_s: Annotated[float, Field(ge=0)] = 60.0

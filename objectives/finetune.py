@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,9 +27,11 @@ from objectives.models import device
 from objectives.models import encode
 from objectives.models import load_encoder
 from objectives.pairs import GradedPairs
-from objectives.training import Report
-from objectives.training import Scores
-from objectives.training import StopReason
+from objectives.progress import UNINTERRUPTED
+from objectives.progress import Interruptions
+from objectives.progress import Report
+from objectives.progress import Scores
+from objectives.progress import StopReason
 from objectives.training import fit
 
 
@@ -56,13 +59,19 @@ class Finetuned:
         self.encoder.whole().save(str(folder), create_model_card=False)
 
 
-def finetune(config: TrialConfig, report: Report) -> Finetuned:
-    """Raises DataError, ModelError (broken set-up), Diverged or Collapsed (these parameters cannot work)."""
+def finetune(config: TrialConfig, report: Report, interruptions: Interruptions = UNINTERRUPTED) -> Finetuned:
+    """Raises Diverged or Collapsed (these parameters cannot work), Interrupted, or for a broken set-up DataError,
+    ModelError or CheckpointError.
+    """
     torch.set_num_threads(config.threads)
     data = load_data(config.incidents, config.splits, config.pairs)
     untrained = _untrained(config.incidents, config.splits, config.pairs, config.model, config.max_seq_tokens)
     encoder = load_encoder(config.model, config.max_seq_tokens, data.table.texts)
-    run = fit(encoder, data.train, config.training, config.seed, lambda: score(rank_validation(encoder, data)), report)
+
+    def evaluate() -> Scores:
+        return score(rank_validation(encoder, data, interruptions.check))
+
+    run = fit(encoder, data.train, config.training, config.seed, evaluate, report, interruptions)
     ranking, pairs = rank_validation(encoder, data), data.validation
     pruned = run.stop_reason == "pruned"
     result = Result(
@@ -79,15 +88,15 @@ def finetune(config: TrialConfig, report: Report) -> Finetuned:
     return Finetuned(result, encoder)
 
 
-def rank_validation(encoder: Encoder, data: Data) -> Ranking:
+def rank_validation(encoder: Encoder, data: Data, check: Callable[[], None] = lambda: None) -> Ranking:
     """Every distinct incident is encoded once; similarities are cosines, shape (pairs,)."""
     pairs = data.validation
-    return rank_pairs(_similarities(encoder, pairs), pairs.grades, data.positive_grade)
+    return rank_pairs(_similarities(encoder, pairs, check), pairs.grades, data.positive_grade)
 
 
-def _similarities(encoder: Encoder, pairs: GradedPairs) -> FloatArray:
+def _similarities(encoder: Encoder, pairs: GradedPairs, check: Callable[[], None]) -> FloatArray:
     numbers, rows = np.unique(np.concatenate([pairs.anchors, pairs.others]), return_inverse=True)
-    vectors = encode(encoder, numbers).astype(np.float64)
+    vectors = encode(encoder, numbers, check).astype(np.float64)
     a, b = np.split(rows, 2)
     cosines: FloatArray = np.einsum("ij,ij->i", vectors[a], vectors[b])
     return cosines

@@ -55,13 +55,14 @@ def load_encoder(name: str, max_seq_tokens: int, texts: Sequence[str]) -> Encode
     return _transformer_encoder(plain, max_seq_tokens, texts)
 
 
-def encode(encoder: Encoder, numbers: IntArray) -> NDArray[np.float32]:
-    """Unit vectors of the texts `numbers`, shape (texts, dimensions), batched by length."""
+def encode(encoder: Encoder, numbers: IntArray, check: Callable[[], None] = lambda: None) -> NDArray[np.float32]:
+    """Unit vectors of the texts `numbers`, shape (texts, dimensions); `check` runs before each batch."""
     by_length = np.argsort(-encoder.lengths[numbers], kind="stable")
     vectors = np.empty((len(numbers), encoder.model.get_embedding_dimension() or 0), dtype=np.float32)
     encoder.model.eval()
     with torch.inference_mode():
         for start in range(0, len(numbers), ENCODE_BATCH):
+            check()
             rows = by_length[start : start + ENCODE_BATCH]
             embedding = encoder.model(encoder.collate(numbers[rows]))["sentence_embedding"]
             vectors[rows] = torch.nn.functional.normalize(embedding, dim=1).float().cpu().numpy()

@@ -1,12 +1,14 @@
 """The trainer process: `python -m objectives.trainer`, started by a worker and kept warm between trials.
 
-Lines of JSON: a TrialConfig comes in on stdin; `report` lines go out, each answered by a verdict; one last line says
-how the trial ended (`result`, `infeasible`, `setup` or `bug`). When stdin ends, whoever asked is gone: exit at once.
-The pipe to the worker is kept apart from standard output, so that a library that prints cannot garble it.
+Lines of JSON: a Job comes in on stdin; `started` goes out with the evaluations that a checkpoint spares; `report` lines
+go out, each answered by a verdict; one last line says how the trial ended (`result`, `interrupted`, `infeasible`,
+`setup` or `bug`). The line "stop" asks the trial in hand to stop at a checkpoint. When stdin ends, the worker is gone:
+exit at once. The pipe to the worker is kept apart from standard output, so that a library that prints cannot garble it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import queue
@@ -14,41 +16,61 @@ import sys
 import threading
 import traceback
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from objectives.config import TrialConfig
+from objectives.checkpoints import CheckpointError
+from objectives.config import Job
 from objectives.evaluation import Collapsed
 from objectives.finetune import finetune
 from objectives.incidents import DataError
 from objectives.models import ModelError
-from objectives.training import Diverged
-from objectives.training import Progress
-from objectives.training import Report
+from objectives.progress import Diverged
+from objectives.progress import Interrupted
+from objectives.progress import Interruptions
+from objectives.progress import Progress
 
 INFEASIBLE = (Collapsed, Diverged, torch.OutOfMemoryError, MemoryError)
-BROKEN_SETUP = (DataError, ModelError)
+BROKEN_SETUP = (DataError, ModelError, CheckpointError)
+STOP = '"stop"'
+
+
+class Pipe:
+    """Both directions to the worker; `is_asked_to_stop` from the moment that it says so."""
+
+    def __init__(self) -> None:
+        self._answers = os.fdopen(os.dup(1), "w", buffering=1)
+        os.dup2(2, 1)
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def receive(self) -> str:
+        return self._lines.get()
+
+    def send(self, line: str) -> None:
+        self._answers.write(line)
+
+    def is_asked_to_stop(self) -> bool:
+        return self._stop.is_set()
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            if line.strip() == STOP:
+                self._stop.set()
+                continue
+            if line.startswith("{"):  # a new job; a verdict must not hide what was asked
+                self._stop.clear()
+            self._lines.put(line)
+        os._exit(0)
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=_read_stdin, args=(lines,), daemon=True).start()
-
-    def report(progress: Progress) -> Any:
-        answers.write(_line("report", **asdict(progress)))
-        return json.loads(lines.get())
-
+    pipe = Pipe()
     while True:
-        answers.write(_run(lines.get(), report))
-
-
-def _read_stdin(lines: queue.SimpleQueue[str]) -> None:
-    for line in sys.stdin:
-        lines.put(line)
-    os._exit(0)
+        pipe.send(_run(pipe.receive(), pipe))
 
 
 def _line(event: str, **content: Any) -> str:
@@ -56,16 +78,36 @@ def _line(event: str, **content: Any) -> str:
     return json.dumps({"event": event, **content}, allow_nan=False) + "\n"
 
 
-def _run(line: str, report: Report) -> str:
+def _run(line: str, pipe: Pipe) -> str:
     """How the trial ended, as one message."""
     try:
-        return _line("result", **asdict(finetune(TrialConfig.model_validate_json(line), report).result))
+        return _train(Job.model_validate_json(line), pipe)
+    except Interrupted:
+        return _line("interrupted")
     except INFEASIBLE as error:
         return _line("infeasible", reason=type(error).__name__, message=str(error))
     except BROKEN_SETUP as error:
         return _line("setup", message=str(error))
     except Exception as error:
         return _line("bug", trace=_scrubbed(error))
+
+
+def _train(job: Job, pipe: Pipe) -> str:
+    def report(progress: Progress) -> Any:
+        pipe.send(_line("report", **asdict(progress)))
+        return json.loads(pipe.receive())
+
+    def on_start(curve: list[Progress]) -> None:
+        pipe.send(_line("started", curve=[(progress.step, progress.scores["spearman"]) for progress in curve]))
+
+    interruptions = Interruptions(
+        folder=Path(job.checkpoint_folder) if job.checkpoint_folder else None,
+        every_s=job.checkpoint_every_s,
+        trial=hashlib.sha256(job.config.model_dump_json().encode()).hexdigest(),
+        is_asked=pipe.is_asked_to_stop,
+        on_start=on_start,
+    )
+    return _line("result", **asdict(finetune(job.config, report, interruptions).result))
 
 
 def _scrubbed(error: Exception) -> str:

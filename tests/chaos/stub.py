@@ -50,7 +50,7 @@ class StubTrainer:
         self._interrupted = threading.Event()
         self._step_s = step_s
 
-    def run(self, config: Any, on_report: Callable[[int, float, dict[str, float]], str]) -> dict[str, Any]:
+    def run(self, job: Any, on_start: Any, on_report: Callable[[int, float, dict[str, float]], str]) -> dict[str, Any]:
         self._interrupted.clear()
         run = random.SystemRandom().random()
         for step in range(1, STEPS + 1):
@@ -65,6 +65,9 @@ class StubTrainer:
 
     def stop(self) -> None:
         self.stopped = True
+
+    def close(self) -> None:
+        pass
 
 
 def work(orders: Orders) -> int:

@@ -66,7 +66,7 @@ def test_four_workers_of_whom_half_are_killed_every_second_record_exactly_sixty_
 def test_eight_workers_of_whom_half_are_killed_every_five_seconds_record_exactly_two_hundred_trials(
     database: URL, tmp_path: Path, seed: int
 ) -> None:
-    crew = make_crew(database, tmp_path, trials=200, lease_s=5, step_s=1.5)
+    crew = make_crew(database, tmp_path, trials=200, lease_s=5, step_s=2.0)
     crew.start(8)
     harass(crew, every_s=5.0, share=0.5, seconds=180, seed=seed)
     ended = time.monotonic()

@@ -77,15 +77,22 @@ def _database(server_url: URL, query: Query, template: str) -> Iterator[URL]:
 
 
 @pytest.fixture(scope="module")
-def start() -> Iterator[Start]:
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where workers of the module leave their checkpoints."""
+    return tmp_path_factory.mktemp("home") / "checkpoints"
+
+
+@pytest.fixture(scope="module")
+def start(checkpoints: Path) -> Iterator[Start]:
     """start(url, *arguments): `python ...` with HPO_STORAGE, in a session of its own; killed at the module's end."""
     started = []
+    home = {"HPO_HOME": str(checkpoints.parent)}
 
     def popen(url: URL, *arguments: str | Path, cwd: Path = REPOSITORY, **environment: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, *map(str, arguments)],
             cwd=cwd,
-            env=os.environ | {"HPO_STORAGE": url.render_as_string(hide_password=False)} | environment,
+            env=os.environ | {"HPO_STORAGE": url.render_as_string(hide_password=False)} | home | environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

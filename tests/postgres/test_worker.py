@@ -193,10 +193,19 @@ def test_trial_survives_two_workers_and_a_trainer_and_completes(scenes: Scenes) 
     assert study.get_trials()[0].params == V4
 
 
-def test_trial_that_was_started_again_records_the_reports_of_its_last_run_alone(scenes: Scenes) -> None:
+def test_trial_that_was_cut_short_again_and_again_ends_with_the_bits_of_one_that_was_not(scenes: Scenes) -> None:
     undisturbed, trial = (scenes.studies[name].get_trials()[0] for name in ("finished", "interrupted"))
-    assert trial.intermediate_values == undisturbed.intermediate_values
+    assert (trial.value, trial.intermediate_values) == (undisturbed.value, undisturbed.intermediate_values)
+    assert {key: trial.user_attrs[key] for key in METRICS} == {key: undisturbed.user_attrs[key] for key in METRICS}
     assert "already reported" not in scenes.third.log
+
+
+def test_next_worker_goes_on_from_the_checkpoint_of_the_one_that_was_terminated(scenes: Scenes) -> None:
+    assert "trial 0 goes on from 200 examples" in scenes.killed.log
+
+
+def test_checkpoints_of_a_recorded_trial_are_gone(scenes: Scenes, checkpoints: Path) -> None:
+    assert not [path for path in checkpoints.rglob("*") if path.is_file()]
 
 
 def test_termination_of_a_worker_does_not_count_as_an_attempt(scenes: Scenes) -> None:

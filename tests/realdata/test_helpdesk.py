@@ -16,8 +16,8 @@ from objectives.config import TrialConfig
 from objectives.data import load_data
 from objectives.finetune import finetune
 from objectives.pairs import split_incidents
-from objectives.training import Progress
-from objectives.training import Verdict
+from objectives.progress import Progress
+from objectives.progress import Verdict
 
 FOLDER = Path(__file__).parent
 pytestmark = pytest.mark.realdata

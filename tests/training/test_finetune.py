@@ -12,9 +12,9 @@ from objectives.data import load_data
 from objectives.evaluation import METRICS
 from objectives.finetune import Finetuned
 from objectives.finetune import finetune
-from objectives.training import Progress
-from objectives.training import Report
-from objectives.training import Verdict
+from objectives.progress import Progress
+from objectives.progress import Report
+from objectives.progress import Verdict
 
 Trial = tuple[Finetuned, list[Progress]]
 

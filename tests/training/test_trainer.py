@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from objectives.config import Job
 from objectives.config import TrialConfig
 from objectives.evaluation import METRICS
 
@@ -18,10 +19,10 @@ CHATTY = """
 import os
 import objectives.trainer as trainer
 quiet = trainer.finetune
-def chatty(config, report):
+def chatty(*arguments):
     print("a library greets")
     os.write(1, b"and so does its C code\\n")
-    return quiet(config, report)
+    return quiet(*arguments)
 trainer.finetune = chatty
 trainer.main()
 """
@@ -34,18 +35,21 @@ class Trainer:
     def send(self, message: str) -> Message:
         """The answer to one line."""
         assert self.process.stdin
-        assert self.process.stdout
         self.process.stdin.write(message + "\n")
         self.process.stdin.flush()
+        return self.receive()
+
+    def receive(self) -> Message:
+        assert self.process.stdout
         answer: Message = json.loads(self.process.stdout.readline())
         return answer
 
     def run(self, config: TrialConfig, verdict: str = "go on") -> list[Message]:
         """All messages of one trial; every report is answered with `verdict`."""
-        messages = [self.send(config.model_dump_json())]
-        while messages[-1]["event"] == "report":
-            messages.append(self.send(json.dumps(verdict)))
-        return messages
+        messages = [self.send(Job(config=config).model_dump_json())]
+        while messages[-1]["event"] in ("started", "report"):
+            messages.append(self.receive() if messages[-1]["event"] == "started" else self.send(json.dumps(verdict)))
+        return [message for message in messages if message["event"] != "started"]
 
 
 @contextmanager
@@ -126,7 +130,7 @@ def test_a_library_that_prints_does_not_garble_the_pipe(warm: Trainer, config: T
 
 def test_a_process_in_training_ends_when_its_worker_is_gone(config: TrialConfig) -> None:
     with trainer() as orphan:
-        assert orphan.send(config.model_dump_json())["event"] == "report"
+        assert orphan.send(Job(config=config).model_dump_json())["event"] == "started"
         assert orphan.process.stdin
         orphan.process.stdin.close()
         assert orphan.process.wait(timeout=60) == 0

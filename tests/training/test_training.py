@@ -28,12 +28,12 @@ from objectives.models import Encoder
 from objectives.models import Features
 from objectives.models import encode
 from objectives.models import load_encoder
-from objectives.training import Diverged
-from objectives.training import Fit
-from objectives.training import Progress
-from objectives.training import Report
-from objectives.training import Scores
-from objectives.training import Verdict
+from objectives.progress import Diverged
+from objectives.progress import Fit
+from objectives.progress import Progress
+from objectives.progress import Report
+from objectives.progress import Scores
+from objectives.progress import Verdict
 from objectives.training import fit
 
 SHORT = Training(learning_rate=0.01, batch_size=50, epochs=2, eval_every_examples=50)  # ten evaluations of `ends`

@@ -108,7 +108,7 @@ def test_what_does_not_decide_a_result_may_change_while_a_study_lives(folder: Pa
     assert fingerprint(read(folder, SMALL)) == fingerprint(read(folder, changed))
 
 
-MAY_CHANGE = {"budget", "targets", "lease_s", "patience_s"}
+MAY_CHANGE = {"budget", "targets", "checkpoints", "lease_s", "patience_s"}
 CHANGES: dict[str, Any] = {
     "name": "other",
     "incidents": {"path": "incidents.csv", "columns": {"category": "kind"}},

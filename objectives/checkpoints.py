@@ -1,0 +1,117 @@
+"""Checkpoints of a running trial: whole or not there, whatever happened while they were written.
+
+Each is a folder that was written beside, hashed in a manifest, and renamed; the newest whose manifest verifies counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save_file
+
+TENSORS, FACTS, MANIFEST = "tensors.safetensors", "facts.json", "manifest.json"
+KEPT = 2
+ROOM = 3  # free space to have before writing, in sizes of a checkpoint
+
+Tensors = dict[str, torch.Tensor]
+
+
+class CheckpointError(Exception):
+    """There is no room for a checkpoint, or its folder cannot be written."""
+
+    exit_code = 78
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    facts: dict[str, Any]  # what JSON can say
+    tensors: Tensors
+
+
+def save(root: Path, position: int, checkpoint: Checkpoint) -> None:
+    """`position` orders checkpoints. The earlier ones stay until this one is there. Raises CheckpointError."""
+    partial, whole = root / f".partial-{os.getpid()}", root / f"{position:012d}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _check_room(root, checkpoint.tensors)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        _write(partial, checkpoint)
+        shutil.rmtree(whole, ignore_errors=True)
+        partial.rename(whole)
+        _flush(root)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(f"no checkpoint can be written to {root} ({_reason(error)}); make room there") from None
+    for old in _folders(root)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def newest(root: Path, is_ours: Callable[[dict[str, Any]], bool]) -> Checkpoint | None:
+    """The newest that is whole and of the trial asked for, by its facts."""
+    for folder in _folders(root):
+        checkpoint = _read(folder)
+        if checkpoint is not None and is_ours(checkpoint.facts):
+            return checkpoint
+    return None
+
+
+def _folders(root: Path) -> list[Path]:
+    """Newest first."""
+    return sorted(root.glob("[0-9]*"), reverse=True)
+
+
+def _check_room(root: Path, tensors: Tensors) -> None:
+    needed = ROOM * sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if shutil.disk_usage(root).free < needed:
+        raise OSError(0, f"less than {needed / 2**20:.0f} MiB free")
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    # Copies, so that no two share memory, which safetensors refuses.
+    copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in checkpoint.tensors.items()}
+    save_file(copies, folder / TENSORS)
+    (folder / FACTS).write_text(json.dumps(checkpoint.facts, allow_nan=False))
+    digests = {name: _sha256(folder / name) for name in (TENSORS, FACTS)}
+    (folder / MANIFEST).write_text(json.dumps(digests))
+    for path in (folder / TENSORS, folder / FACTS, folder / MANIFEST, folder):
+        _flush(path)
+
+
+def _read(folder: Path) -> Checkpoint | None:
+    """None unless every byte is the one that was written."""
+    try:
+        digests = json.loads((folder / MANIFEST).read_text())
+        if digests != {name: _sha256(folder / name) for name in (TENSORS, FACTS)}:
+            return None
+        return Checkpoint(json.loads((folder / FACTS).read_text()), load_file(folder / TENSORS))
+    except (OSError, ValueError, SafetensorError):
+        return None
+
+
+def _reason(error: OSError | SafetensorError) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """To the disk itself, so that the rename is not there before the bytes."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
