@@ -35,6 +35,8 @@ from search_spaces.space import edges
 from search_spaces.space import preset_names
 from search_spaces.space import preset_path
 
+MAY_CHANGE = ("budget", "targets", "checkpoints", "deadlines", "lease_s", "patience_s")  # they decide no result
+
 Target = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -49,6 +51,14 @@ class Checkpoints(BaseModel):
     model_config = STRICT
     folder: Annotated[str, Field(pattern=r"^[^\x00]+$")] | None = None  # None: on the box
     every_s: Annotated[float, Field(ge=0, le=86_400)] = 60.0
+
+
+class Deadlines(BaseModel):
+    """How long a trainer may be silent before it counts as hung: until training begins, and from then on."""
+
+    model_config = STRICT
+    load_s: Annotated[float, Field(ge=1)] = 900.0  # a base model may have to be fetched
+    idle_s: Annotated[float, Field(ge=1)] = 120.0  # or ten times as long as the trial's own longest silence
 
 
 class Pruner(BaseModel):
@@ -81,6 +91,7 @@ class StudyFile(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     checkpoints: Checkpoints = Checkpoints()
+    deadlines: Deadlines = Deadlines()
     lease_s: Annotated[float, Field(ge=1, le=86_400)] = 30.0  # a worker that is silent for so long has lost its trial
     patience_s: Annotated[float, Field(ge=0, le=86_400)] = 600.0  # a worker waits so long for a database that is away
 
@@ -128,7 +139,7 @@ def fingerprint(file: StudyFile) -> str:
 
 
 def identity(file: StudyFile) -> dict[str, Any]:
-    may_change: dict[str, Any] = dict.fromkeys(("budget", "targets", "checkpoints", "lease_s", "patience_s"), True)
+    may_change: dict[str, Any] = dict.fromkeys(MAY_CHANGE, True)
     return file.model_dump(mode="json", exclude=may_change | {"incidents": {"path"}})
 
 

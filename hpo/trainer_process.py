@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from hpo.config import Deadlines
 from objectives.config import Job
 
 # All that a trainer needs of its environment. No database URL, no secrets: training runs third-party code.
@@ -31,10 +34,12 @@ Verdict = str
 OnStart = Callable[[list[tuple[int, float]]], None]
 OnReport = Callable[[int, float, dict[str, float]], Verdict]
 STOP_S = 8.0  # from being asked to stop until the trainer is killed
+KILL_S = 20.0  # from SIGTERM to SIGKILL for one that hangs
+SLOWER = 10  # a silence so many times as long as the longest before is a hang
 
 
 class TrainerDied(Exception):
-    """The process ended in the middle of a trial, by itself or by interrupt()."""
+    """The process ended in the middle of a trial, by itself, by interrupt(), or because it hung."""
 
 
 class TrainerProcess:
@@ -42,7 +47,9 @@ class TrainerProcess:
 
     def __init__(self) -> None:
         self.stopped = False
-        self._process: subprocess.Popen[str] | None = None
+        self.deadlines = Deadlines()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._received = b""
 
     def run(self, job: Job, on_start: OnStart, on_report: OnReport) -> dict[str, Any]:
         """One trial; returns the message that ended it. `on_start` gets steps and scores that need no repetition.
@@ -50,31 +57,33 @@ class TrainerProcess:
         Raises TrainerDied.
         """
         if self._process is None or self._process.poll() is not None:
-            self._process = _start()
-        process = self._process
+            self._process, self._received = _start(), b""
+        process, wait_s = self._process, self.deadlines.load_s
         try:
             if self.stopped:  # a signal that came while it started found nothing to stop
                 raise EOFError
             _send(process, job.model_dump(mode="json"))
             while True:
-                message = _receive(process)
+                asked = time.monotonic()
+                message = self._receive(process, wait_s)
                 if message["event"] == "started":
                     on_start(message["curve"])
-                elif message["event"] == "report":
-                    _send(process, on_report(message["step"], message["epoch"], message["scores"]))
+                    wait_s = self.deadlines.idle_s
+                elif message["event"] in ("alive", "report"):
+                    wait_s = max(wait_s, SLOWER * (time.monotonic() - asked))
+                    if message["event"] == "report":
+                        _send(process, on_report(message["step"], message["epoch"], message["scores"]))
                 else:
                     return message
         except (BrokenPipeError, EOFError):
-            process.kill()
             self._process = None
-            raise TrainerDied(f"the trainer process ended with code {process.wait()}") from None
+            raise TrainerDied(f"the trainer process ended with code {_bury(process)}") from None
 
     def stop(self) -> None:
         """Asks the trial in hand to stop at a checkpoint; after 8 s the process is killed."""
         self.stopped = True
         if self._process is not None and self._process.stdin is not None:
             with suppress(OSError):
-                # Past the buffer, which the interrupted code may be writing to; a line is one write.
                 os.write(self._process.stdin.fileno(), b'"stop"\n')
             signal.signal(signal.SIGALRM, lambda *_: self.interrupt())
             signal.setitimer(signal.ITIMER_REAL, STOP_S)
@@ -86,32 +95,57 @@ class TrainerProcess:
 
     def close(self) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        self.interrupt()
+        if self._process is not None:
+            _bury(self._process)
+
+    def _receive(self, process: subprocess.Popen[bytes], wait_s: float) -> dict[str, Any]:
+        """Skips what a library prints while it is imported, before the trainer keeps the pipe to itself."""
+        assert process.stdout is not None
+        deadline = time.monotonic() + wait_s
+        while True:
+            line, end, rest = self._received.partition(b"\n")
+            if end:
+                self._received = rest
+                if line.startswith(b'{"event"'):
+                    message: dict[str, Any] = json.loads(line)
+                    return message
+            elif select.select([process.stdout], [], [], max(deadline - time.monotonic(), 0))[0]:
+                if not (more := os.read(process.stdout.fileno(), 65_536)):
+                    raise EOFError
+                self._received += more
+            else:
+                self._end_hung(process, wait_s)
+
+    def _end_hung(self, process: subprocess.Popen[bytes], wait_s: float) -> None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(KILL_S)
+        _bury(process)
+        self._process = None
+        raise TrainerDied(f"the trainer gave no sign of life for {wait_s:.0f} s")
 
 
-def _start() -> subprocess.Popen[str]:
+def _start() -> subprocess.Popen[bytes]:
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     return subprocess.Popen(
         [sys.executable, "-m", "objectives.trainer"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
         env=environment | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
         start_new_session=True,  # Ctrl-C is the worker's to handle
     )
 
 
-def _send(process: subprocess.Popen[str], message: object) -> None:
+def _send(process: subprocess.Popen[bytes], message: object) -> None:
+    """In one write, so that a signal handler's line falls before or after it."""
     assert process.stdin is not None
-    process.stdin.write(json.dumps(message) + "\n")
-    process.stdin.flush()
+    os.write(process.stdin.fileno(), json.dumps(message).encode() + b"\n")
 
 
-def _receive(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """Skips what a library prints while it is imported, before the trainer keeps the pipe to itself."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith('{"event"'):
-            message: dict[str, Any] = json.loads(line)
-            return message
-    raise EOFError
+def _bury(process: subprocess.Popen[bytes]) -> int:
+    """Its exit code."""
+    process.kill()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+    return process.wait()

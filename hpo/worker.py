@@ -66,6 +66,7 @@ def work(url: URL, name: str) -> int:
     storage = PostgresStorage(url, interrupted=lambda: trainer.stopped)
     study, file = open_study(storage, name)
     storage.patience_s = file.patience_s
+    trainer.deadlines = file.deadlines
     refuse_other_versions(study)
     study.pruner = make_pruner(file)
     keeper = Keeper(storage, url, study._study_id, file.lease_s)

@@ -1,9 +1,10 @@
 """The trainer process: `python -m objectives.trainer`, started by a worker and kept warm between trials.
 
 Lines of JSON: a Job comes in on stdin; `started` goes out with the evaluations that a checkpoint spares; `report` lines
-go out, each answered by a verdict; one last line says how the trial ended (`result`, `interrupted`, `infeasible`,
-`setup` or `bug`). The line "stop" asks the trial in hand to stop at a checkpoint. When stdin ends, the worker is gone:
-exit at once. The pipe to the worker is kept apart from standard output, so that a library that prints cannot garble it.
+go out, each answered by a verdict, and `alive` in between; one last line says how the trial ended (`result`,
+`interrupted`, `infeasible`, `setup` or `bug`). The line "stop" asks the trial in hand to stop at a checkpoint. When
+stdin ends, the worker is gone: exit at once. The pipe to the worker is kept apart from standard output, so that a
+library that prints cannot garble it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import queue
 import sys
 import threading
+import time
 import traceback
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +37,7 @@ from objectives.progress import Progress
 INFEASIBLE = (Collapsed, Diverged, torch.OutOfMemoryError, MemoryError)
 BROKEN_SETUP = (DataError, ModelError, CheckpointError)
 STOP = '"stop"'
+ALIVE_S = 1.0
 
 
 class Pipe:
@@ -45,6 +48,7 @@ class Pipe:
         os.dup2(2, 1)
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._stop = threading.Event()
+        self._sent_at = 0.0
         threading.Thread(target=self._read, daemon=True).start()
 
     def receive(self) -> str:
@@ -52,8 +56,12 @@ class Pipe:
 
     def send(self, line: str) -> None:
         self._answers.write(line)
+        self._sent_at = time.monotonic()
 
     def is_asked_to_stop(self) -> bool:
+        """Asked again and again while training goes on, so this also says that it does."""
+        if time.monotonic() - self._sent_at > ALIVE_S:
+            self.send(_line("alive"))
         return self._stop.is_set()
 
     def _read(self) -> None:

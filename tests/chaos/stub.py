@@ -47,6 +47,7 @@ class StubTrainer:
 
     def __init__(self, step_s: float) -> None:
         self.stopped = False
+        self.deadlines: object = None
         self._interrupted = threading.Event()
         self._step_s = step_s
 

@@ -1,0 +1,62 @@
+"""A trainer that no longer answers is ended in time, however it hangs, and the next trial gets a new one."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from hpo import trainer_process
+from hpo.config import Deadlines
+from hpo.trainer_process import TrainerDied
+from hpo.trainer_process import TrainerProcess
+from objectives.config import Job
+from objectives.config import TrialConfig
+
+IDLE_S = 2.0
+KILL_S = 2.0  # 20 in the service
+PATCH = """
+import os, signal, time
+import objectives.optimization as optimization
+step, count = optimization.Optimization.step, 0
+def hang(self, ends):
+    global count
+    count += 1
+    if count == 20:
+        {hang}
+    step(self, ends)
+optimization.Optimization.step = hang
+"""
+HANGS = {
+    "sleeps": "time.sleep(10**6)",
+    "holds the interpreter": "pow(3, 10**9)",
+    "is stopped": "os.kill(os.getpid(), signal.SIGSTOP)",
+    "ignores being asked": "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(10**6)",
+}
+
+
+@pytest.mark.parametrize("hang", HANGS.values(), ids=HANGS.keys())
+def test_trainer_that_hangs_is_ended_in_time_and_replaced(
+    config: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hang: str
+) -> None:
+    monkeypatch.setattr(trainer_process, "KILL_S", KILL_S)
+    patch = tmp_path / "sitecustomize.py"  # which Python runs first
+    patch.write_text(PATCH.format(hang=hang))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    trainer = TrainerProcess()
+    trainer.deadlines = Deadlines(idle_s=IDLE_S)
+    reported: list[float] = []
+
+    def on_report(step: int, epoch: float, scores: dict[str, float]) -> str:
+        reported.append(time.monotonic())
+        return "go on"
+
+    job = Job(config=config)
+    with pytest.raises(TrainerDied, match="no sign of life for"):
+        trainer.run(job, lambda curve: None, on_report)
+    assert reported
+    assert time.monotonic() - reported[-1] < 10 * IDLE_S + KILL_S + 5
+    patch.unlink()
+    assert trainer.run(job, lambda curve: None, on_report)["event"] == "result"
+    trainer.close()
