@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from hpo.config import Deadlines
+from hpo.memory import oom_kills
 from objectives.config import Job
 
 # All that a trainer needs of its environment. No database URL, no secrets: training runs third-party code.
@@ -58,26 +59,35 @@ class TrainerProcess:
         """
         if self._process is None or self._process.poll() is not None:
             self._process, self._received = _start(), b""
-        process, wait_s = self._process, self.deadlines.load_s
+        process, kills = self._process, oom_kills()
         try:
             if self.stopped:  # a signal that came while it started found nothing to stop
                 raise EOFError
-            _send(process, job.model_dump(mode="json"))
-            while True:
-                asked = time.monotonic()
-                message = self._receive(process, wait_s)
-                if message["event"] == "started":
-                    on_start(message["curve"])
-                    wait_s = self.deadlines.idle_s
-                elif message["event"] in ("alive", "report"):
-                    wait_s = max(wait_s, SLOWER * (time.monotonic() - asked))
-                    if message["event"] == "report":
-                        _send(process, on_report(message["step"], message["epoch"], message["scores"]))
-                else:
-                    return message
+            return self._converse(process, job, on_start, on_report)
         except (BrokenPipeError, EOFError):
             self._process = None
-            raise TrainerDied(f"the trainer process ended with code {_bury(process)}") from None
+            code = _bury(process)
+        if code == -signal.SIGKILL and oom_kills() > kills:
+            return {"event": "out_of_memory", "message": "the kernel killed the trainer for want of memory"}
+        raise TrainerDied(f"the trainer process ended with code {code}")
+
+    def _converse(
+        self, process: subprocess.Popen[bytes], job: Job, on_start: OnStart, on_report: OnReport
+    ) -> dict[str, Any]:
+        _send(process, job.model_dump(mode="json"))
+        wait_s = self.deadlines.load_s
+        while True:
+            asked = time.monotonic()
+            message = self._receive(process, wait_s)
+            if message["event"] == "started":
+                on_start(message["curve"])
+                wait_s = self.deadlines.idle_s
+            elif message["event"] in ("alive", "report"):
+                wait_s = max(wait_s, SLOWER * (time.monotonic() - asked))
+                if message["event"] == "report":
+                    _send(process, on_report(message["step"], message["epoch"], message["scores"]))
+            else:
+                return message
 
     def stop(self) -> None:
         """Asks the trial in hand to stop at a checkpoint; after 8 s the process is killed."""

@@ -25,6 +25,7 @@ from hpo.config import trial_config
 from hpo.errors import HpoError
 from hpo.errors import Interrupted
 from hpo.errors import SetupError
+from hpo.memory import ladder
 from hpo.study import is_baseline
 from hpo.study import make_pruner
 from hpo.study import make_sampler
@@ -148,7 +149,15 @@ def _train(worker: Worker, trial_id: int) -> dict[str, Any]:
         checkpoint_folder=str(_checkpoint_folder(worker, trial.number)),
         checkpoint_every_s=worker.file.checkpoints.every_s,
     )
-    return worker.trainer.run(job, partial(_on_start, trial), partial(_on_report, trial))
+    message: dict[str, Any] = {}
+    for memory in ladder(job.config):
+        rung = job.model_copy(update={"memory": memory})
+        message = worker.trainer.run(rung, partial(_on_start, trial), partial(_on_report, trial))
+        if message["event"] != "out_of_memory":
+            return message
+        logger.warning("trial %d ran out of memory (%s): %s", trial.number, memory, message["message"])
+        worker.trainer.interrupt()  # what a dead process held is free again
+    return message | {"event": "infeasible", "reason": "OutOfMemory"}
 
 
 def _checkpoint_folder(worker: Worker, number: int) -> Path:
@@ -159,16 +168,22 @@ def _checkpoint_folder(worker: Worker, number: int) -> Path:
 def _on_start(trial: optuna.Trial, curve: list[tuple[int, float]]) -> None:
     """What an earlier run reported and this one need not repeat is reported again: the claim began with nothing."""
     for step, spearman in curve:
-        trial.report(spearman, step)
+        _report(trial, step, spearman)
     if curve:
         logger.info("trial %d goes on from %d examples", trial.number, curve[-1][0])
 
 
 def _on_report(trial: optuna.Trial, step: int, epoch: float, scores: dict[str, float]) -> str:
     """Baselines are never pruned: the table at the end compares with their full training."""
-    trial.report(scores["spearman"], step)
+    _report(trial, step, scores["spearman"])
     logger.info("trial %d epoch %.2f: spearman %.4f", trial.number, epoch, scores["spearman"])
     return "prune" if not is_baseline(trial) and trial.should_prune() else "go on"
+
+
+def _report(trial: optuna.Trial, step: int, spearman: float) -> None:
+    """Once: a run that ran out of memory may have come as far before."""
+    if step not in trial.storage.get_trial(trial._trial_id).intermediate_values:
+        trial.report(spearman, step)
 
 
 def _record(study: optuna.Study, trial_id: int, message: dict[str, Any]) -> None:

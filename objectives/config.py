@@ -111,10 +111,22 @@ class TrialConfig(BaseModel):
     threads: Positive = 1
 
 
+class Memory(BaseModel):
+    """How a batch is computed in less memory: its negatives, and so its result but for rounding, stay the same."""
+
+    model_config = STRICT
+    micro_batch: Positive | None = None  # None: the batch at once
+    gradient_checkpointing: bool = False
+
+
+AT_ONCE = Memory()
+
+
 class Job(BaseModel):
-    """What a worker hands to its trainer. Where checkpoints lie does not decide a result."""
+    """What a worker hands to its trainer: the trial, and what does not decide its result."""
 
     model_config = STRICT
     config: TrialConfig
+    memory: Memory = AT_ONCE
     checkpoint_folder: str | None = None
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 60.0

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from objectives.config import AT_ONCE
 from objectives.config import Incidents
+from objectives.config import Memory
 from objectives.config import Pairs
 from objectives.config import Splits
 from objectives.config import TrialConfig
@@ -48,6 +50,8 @@ class Result:
     best_epoch: float
     train_pairs: int
     device: str
+    micro_batch: int | None  # None: batches were computed at once
+    gradient_checkpointing: bool
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,9 @@ class Finetuned:
         self.encoder.whole().save(str(folder), create_model_card=False)
 
 
-def finetune(config: TrialConfig, report: Report, interruptions: Interruptions = UNINTERRUPTED) -> Finetuned:
+def finetune(
+    config: TrialConfig, report: Report, interruptions: Interruptions = UNINTERRUPTED, memory: Memory = AT_ONCE
+) -> Finetuned:
     """Raises Diverged or Collapsed (these parameters cannot work), Interrupted, or for a broken set-up DataError,
     ModelError or CheckpointError.
     """
@@ -71,7 +77,7 @@ def finetune(config: TrialConfig, report: Report, interruptions: Interruptions =
     def evaluate() -> Scores:
         return score(rank_validation(encoder, data, interruptions.check))
 
-    run = fit(encoder, data.train, config.training, config.seed, evaluate, report, interruptions)
+    run = fit(encoder, data.train, config.training, config.seed, evaluate, report, interruptions, memory)
     ranking, pairs = rank_validation(encoder, data), data.validation
     pruned = run.stop_reason == "pruned"
     result = Result(
@@ -84,6 +90,7 @@ def finetune(config: TrialConfig, report: Report, interruptions: Interruptions =
         best_epoch=run.best.epoch if run.best else 0.0,
         train_pairs=len(data.train),
         device=device(),
+        **memory.model_dump(),
     )
     return Finetuned(result, encoder)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers import get_scheduler
 
+from objectives.config import Memory
 from objectives.config import Training
 from objectives.incidents import IntArray
 from objectives.models import Encoder
@@ -19,10 +22,10 @@ NO_LABELS = torch.empty(0)
 class Optimization:
     """Model, loss, optimizer and learning-rate schedule of one run of `steps` steps."""
 
-    def __init__(self, encoder: Encoder, config: Training, steps: int) -> None:
+    def __init__(self, encoder: Encoder, config: Training, steps: int, memory: Memory) -> None:
         self.encoder = encoder
         self._max_grad_norm = config.max_grad_norm
-        self._loss = MultipleNegativesRankingLoss(encoder.model, scale=config.scale)
+        self._loss = _loss(encoder, config, memory)
         self._parameters = [parameter for parameter in encoder.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self._parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -45,3 +48,17 @@ class Optimization:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.scheduler.step()
+
+
+def _loss(encoder: Encoder, config: Training, memory: Memory) -> torch.nn.Module:
+    """In micro-batches the vectors are computed twice, and every pair still sees the whole batch as negatives."""
+    if memory.gradient_checkpointing:
+        first: Any = encoder.model[0]
+        model = first.auto_model
+        # Renamed in transformers 5; the old name goes with 6.
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    if memory.micro_batch is None:
+        return MultipleNegativesRankingLoss(encoder.model, scale=config.scale)
+    return CachedMultipleNegativesRankingLoss(
+        encoder.model, scale=config.scale, mini_batch_size=memory.micro_batch, show_progress_bar=False
+    )

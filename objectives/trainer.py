@@ -2,9 +2,9 @@
 
 Lines of JSON: a Job comes in on stdin; `started` goes out with the evaluations that a checkpoint spares; `report` lines
 go out, each answered by a verdict, and `alive` in between; one last line says how the trial ended (`result`,
-`interrupted`, `infeasible`, `setup` or `bug`). The line "stop" asks the trial in hand to stop at a checkpoint. When
-stdin ends, the worker is gone: exit at once. The pipe to the worker is kept apart from standard output, so that a
-library that prints cannot garble it.
+`interrupted`, `infeasible`, `out_of_memory`, `setup` or `bug`). The line "stop" asks the trial in hand to stop at a
+checkpoint. When stdin ends, the worker is gone: exit at once. The pipe to the worker is kept apart from standard
+output, so that a library that prints cannot garble it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from objectives.progress import Interrupted
 from objectives.progress import Interruptions
 from objectives.progress import Progress
 
-INFEASIBLE = (Collapsed, Diverged, torch.OutOfMemoryError, MemoryError)
+INFEASIBLE = (Collapsed, Diverged)
+OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")  # what torch says of it
 BROKEN_SETUP = (DataError, ModelError, CheckpointError)
 STOP = '"stop"'
 ALIVE_S = 1.0
@@ -97,6 +98,8 @@ def _run(line: str, pipe: Pipe) -> str:
     except BROKEN_SETUP as error:
         return _line("setup", message=str(error))
     except Exception as error:
+        if _is_out_of_memory(error):
+            return _line("out_of_memory", message=f"{type(error).__name__} {error}".splitlines()[0])
         return _line("bug", trace=_scrubbed(error))
 
 
@@ -115,7 +118,13 @@ def _train(job: Job, pipe: Pipe) -> str:
         is_asked=pipe.is_asked_to_stop,
         on_start=on_start,
     )
-    return _line("result", **asdict(finetune(job.config, report, interruptions).result))
+    return _line("result", **asdict(finetune(job.config, report, interruptions, job.memory).result))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def _scrubbed(error: Exception) -> str:

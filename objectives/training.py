@@ -15,6 +15,8 @@ from itertools import islice
 import numpy as np
 import torch
 
+from objectives.config import AT_ONCE
+from objectives.config import Memory
 from objectives.config import Training
 from objectives.incidents import IntArray
 from objectives.models import Encoder
@@ -39,6 +41,7 @@ def fit(
     evaluate: Callable[[], Scores],
     report: Report,
     interruptions: Interruptions = UNINTERRUPTED,
+    memory: Memory = AT_ONCE,
 ) -> Fit:
     """Trains on `ends`, shape (pairs, 2), of text numbers; the model ends with the weights of the best evaluation.
 
@@ -46,7 +49,8 @@ def fit(
     Raises Diverged before the first step that is not finite, Interrupted, CheckpointError.
     """
     torch.manual_seed(seed)
-    optimization = Optimization(encoder, config, steps=config.epochs * math.ceil(len(ends) / config.batch_size))
+    steps = config.epochs * math.ceil(len(ends) / config.batch_size)
+    optimization = Optimization(encoder, config, steps, memory)
     run = resume(optimization, interruptions)
     interruptions.on_start(run.curve)
     evaluations = _evaluation_steps(config.epochs * len(ends), config.eval_every_examples)

