@@ -45,7 +45,7 @@ LATENCY_S = 0.02
 BLOCK_TRIALS = 10
 TIMEOUT_S = 600
 FAST = {"options": "-c synchronous_commit=off"}  # for trials that are made again when lost
-REMOVE_OURS = "DROP SCHEMA hpo CASCADE; DROP INDEX hpo_trials_number, hpo_trials_unfinished"
+REMOVE_OURS = "DROP SCHEMA incident_hpo CASCADE; DROP INDEX hpo_trials_number, hpo_trials_unfinished"
 AT_MOST = {"round_trips": 14, "cpu_ms": 8, "latency_20ms": 0.08, "cold_start_5000": 0.15}
 AT_LEAST = {"throughput_8": 5, "throughput_32": 10, "throughput_32_over_2": 0.6}
 NUMBERS = itertools.count()

@@ -35,7 +35,15 @@ from search_spaces.space import edges
 from search_spaces.space import preset_names
 from search_spaces.space import preset_path
 
-MAY_CHANGE = ("budget", "targets", "checkpoints", "deadlines", "lease_s", "patience_s")  # they decide no result
+MAY_CHANGE = (
+    "budget",
+    "targets",
+    "checkpoints",
+    "deadlines",
+    "limits",
+    "lease_s",
+    "patience_s",
+)  # they decide no result
 
 Target = Annotated[float, Field(gt=0, le=1)]
 
@@ -59,6 +67,14 @@ class Deadlines(BaseModel):
     model_config = STRICT
     load_s: Annotated[float, Field(ge=1)] = 900.0  # a base model may have to be fetched
     idle_s: Annotated[float, Field(ge=1)] = 120.0  # or ten times as long as the trial's own longest silence
+
+
+class Limits(BaseModel):
+    """Of one trial; one that goes beyond cannot work, and the search learns to stay away."""
+
+    model_config = STRICT
+    trial_s: Annotated[float, Field(gt=0)] | None = None
+    memory_gib: Annotated[float, Field(gt=0)] | None = None  # of the trainer process; tried with smaller batches first
 
 
 class Pruner(BaseModel):
@@ -92,6 +108,7 @@ class StudyFile(BaseModel):
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     checkpoints: Checkpoints = Checkpoints()
     deadlines: Deadlines = Deadlines()
+    limits: Limits = Limits()
     lease_s: Annotated[float, Field(ge=1, le=86_400)] = 30.0  # a worker that is silent for so long has lost its trial
     patience_s: Annotated[float, Field(ge=0, le=86_400)] = 600.0  # a worker waits so long for a database that is away
 

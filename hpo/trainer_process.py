@@ -13,7 +13,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import psutil
+
 from hpo.config import Deadlines
+from hpo.config import Limits
 from hpo.memory import oom_kills
 from objectives.config import Job
 
@@ -49,6 +52,7 @@ class TrainerProcess:
     def __init__(self) -> None:
         self.stopped = False
         self.deadlines = Deadlines()
+        self.limits = Limits()
         self._process: subprocess.Popen[bytes] | None = None
         self._received = b""
 
@@ -75,7 +79,7 @@ class TrainerProcess:
         self, process: subprocess.Popen[bytes], job: Job, on_start: OnStart, on_report: OnReport
     ) -> dict[str, Any]:
         _send(process, job.model_dump(mode="json"))
-        wait_s = self.deadlines.load_s
+        wait_s, started = self.deadlines.load_s, time.monotonic()
         while True:
             asked = time.monotonic()
             message = self._receive(process, wait_s)
@@ -84,10 +88,22 @@ class TrainerProcess:
                 wait_s = self.deadlines.idle_s
             elif message["event"] in ("alive", "report"):
                 wait_s = max(wait_s, SLOWER * (time.monotonic() - asked))
+                if excess := self._excess(process, started):
+                    self.discard()
+                    return excess
                 if message["event"] == "report":
                     _send(process, on_report(message["step"], message["epoch"], message["scores"]))
             else:
                 return message
+
+    def _excess(self, process: subprocess.Popen[bytes], started: float) -> dict[str, Any] | None:
+        """The end of a trial that is beyond its limits."""
+        trial_s, memory_gib = self.limits.trial_s, self.limits.memory_gib
+        if trial_s is not None and time.monotonic() - started > trial_s:
+            return {"event": "infeasible", "reason": "TimeLimit", "message": f"more than {trial_s:.0f} s"}
+        if memory_gib is not None and psutil.Process(process.pid).memory_info().rss > memory_gib * 2**30:
+            return {"event": "out_of_memory", "message": f"more than {memory_gib} GiB"}
+        return None
 
     def stop(self) -> None:
         """Asks the trial in hand to stop at a checkpoint; after 8 s the process is killed."""
@@ -99,14 +115,19 @@ class TrainerProcess:
             signal.setitimer(signal.ITIMER_REAL, STOP_S)
 
     def interrupt(self) -> None:
-        """Ends the trial in hand, if any, without a checkpoint; the next one gets a new process."""
+        """Ends the trial in hand, if any, without a checkpoint; from any thread or signal handler."""
         if (process := self._process) is not None:
             process.kill()
 
-    def close(self) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    def discard(self) -> None:
+        """Between trials: the next one gets a new process, and what this one held is free."""
         if self._process is not None:
             _bury(self._process)
+            self._process = None
+
+    def close(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self.discard()
 
     def _receive(self, process: subprocess.Popen[bytes], wait_s: float) -> dict[str, Any]:
         """Skips what a library prints while it is imported, before the trainer keeps the pipe to itself."""
@@ -130,8 +151,7 @@ class TrainerProcess:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(KILL_S)
-        _bury(process)
-        self._process = None
+        self.discard()
         raise TrainerDied(f"the trainer gave no sign of life for {wait_s:.0f} s")
 
 

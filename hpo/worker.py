@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from hpo.config import StudyFile
 from hpo.config import searched
 from hpo.config import trial_config
 from hpo.errors import HpoError
+from hpo.errors import InputError
 from hpo.errors import Interrupted
 from hpo.errors import SetupError
 from hpo.memory import ladder
@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 1.0  # while other workers finish the last trials
 MAX_BUGS_IN_A_ROW = 3
+MAX_FAULTS_IN_A_ROW = 2  # of the device
 STOP_PATIENCE_S = 3.0  # for giving a trial back when stopped; the lease's end does it otherwise
 
 
@@ -64,17 +65,21 @@ class Worker:
 def work(url: URL, name: str) -> int:
     """Runs trials until the study is finished (0) or a signal comes (75). Raises SetupError, HpoError, Unavailable."""
     trainer = TrainerProcess()
+    _stop_on_signals(trainer)
     storage = PostgresStorage(url, interrupted=lambda: trainer.stopped)
     study, file = open_study(storage, name)
     storage.patience_s = file.patience_s
-    trainer.deadlines = file.deadlines
+    trainer.deadlines, trainer.limits = file.deadlines, file.limits
     refuse_other_versions(study)
     study.pruner = make_pruner(file)
     keeper = Keeper(storage, url, study._study_id, file.lease_s)
-    _stop_on_signals(trainer)
     keeper.start()
     try:
         return _claim_and_run(Worker(_own_name(), study, storage, file, keeper, trainer))
+    except KeyError:
+        if storage.terms(study._study_id) is not None:
+            raise
+        raise InputError(f"study {name!r} was deleted while this worker ran; its trial is gone with it") from None
     finally:
         keeper.stop()
         trainer.close()
@@ -96,7 +101,7 @@ def _stop_on_signals(trainer: TrainerProcess) -> None:
 
 
 def _claim_and_run(worker: Worker) -> int:
-    bugs_in_a_row = 0
+    last: list[str] = []
     while not worker.trainer.stopped:
         claim = worker.storage.claim(worker.study._study_id, worker.name)
         if claim.verdict == "done":
@@ -104,9 +109,11 @@ def _claim_and_run(worker: Worker) -> int:
         if claim.verdict == "wait":
             time.sleep(POLL_S)
             continue
-        bugs_in_a_row = bugs_in_a_row + 1 if _run_trial(worker, claim) == "bug" else 0
-        if bugs_in_a_row == MAX_BUGS_IN_A_ROW:
-            raise HpoError(f"{bugs_in_a_row} trials in a row failed; why is in their attribute `trace`")
+        last.append(_run_trial(worker, claim))
+        if last[-MAX_BUGS_IN_A_ROW:] == ["bug"] * MAX_BUGS_IN_A_ROW:
+            raise HpoError(f"{MAX_BUGS_IN_A_ROW} trials in a row failed; why is in their attribute `trace`")
+        if last[-MAX_FAULTS_IN_A_ROW:] == ["device"] * MAX_FAULTS_IN_A_ROW:
+            raise SetupError(f"the device failed {MAX_FAULTS_IN_A_ROW} times in a row; the log says how. Reset the GPU")
     return Interrupted.exit_code
 
 
@@ -124,6 +131,9 @@ def _run_trial(worker: Worker, claim: Claim) -> str:
         if message["event"] == "setup":
             worker.storage.release(claim.trial_id, reason=None)
             raise SetupError(message["message"])
+        if message["event"] == "device":
+            worker.trainer.discard()  # its context is beyond use
+            return _give_back(worker, claim, number, message["message"], "device")
         _record(worker.study, claim.trial_id, message)
         shutil.rmtree(_checkpoint_folder(worker, number), ignore_errors=True)
     except TrainerDied as error:
@@ -131,7 +141,7 @@ def _run_trial(worker: Worker, claim: Claim) -> str:
         return _give_back(worker, claim, number, str(error))
     except (LeaseLost, optuna.exceptions.UpdateFinishedTrialError) as error:
         worker.keeper.drop()
-        worker.trainer.interrupt()
+        worker.trainer.discard()
         logger.error("trial %d: its result here is dropped: %s", number, error)
         return "lost"
     logger.info("trial %d ended: %s after %.0f s", number, _in_words(message), time.monotonic() - started)
@@ -156,7 +166,7 @@ def _train(worker: Worker, trial_id: int) -> dict[str, Any]:
         if message["event"] != "out_of_memory":
             return message
         logger.warning("trial %d ran out of memory (%s): %s", trial.number, memory, message["message"])
-        worker.trainer.interrupt()  # what a dead process held is free again
+        worker.trainer.discard()
     return message | {"event": "infeasible", "reason": "OutOfMemory"}
 
 
@@ -205,20 +215,22 @@ def _record(study: optuna.Study, trial_id: int, message: dict[str, Any]) -> None
         study.tell(trial, scores["spearman"])
 
 
-def _give_back(worker: Worker, claim: Claim, number: int, reason: str) -> str:
+def _give_back(worker: Worker, claim: Claim, number: int, reason: str, event: str = "interrupted") -> str:
     """An interrupted trial waits for another try; one whose trainer keeps dying does so three times."""
     assert claim.trial_id is not None
     if worker.trainer.stopped:
-        with suppress(Unavailable):
+        try:
             worker.storage.release(claim.trial_id, reason=None, patience_s=STOP_PATIENCE_S)
-        logger.warning("trial %d given back: the worker was stopped", number)
+            logger.warning("trial %d given back: the worker was stopped", number)
+        except Unavailable as error:
+            logger.warning("trial %d waits for its lease to run out: %s", number, error)
         return "interrupted"
     if not worker.storage.release(claim.trial_id, reason=reason):
         logger.error("trial %d: its lease was lost; what was trained here is dropped", number)
         return "lost"
     state = worker.storage.get_trial(claim.trial_id).state
     logger.error("trial %d is %s: %s (attempt %d)", number, state.name, reason, claim.attempt)
-    return "bug" if state == TrialState.FAIL else "interrupted"
+    return "bug" if state == TrialState.FAIL and event != "device" else event
 
 
 def _in_words(message: dict[str, Any]) -> str:

@@ -2,9 +2,9 @@
 
 Lines of JSON: a Job comes in on stdin; `started` goes out with the evaluations that a checkpoint spares; `report` lines
 go out, each answered by a verdict, and `alive` in between; one last line says how the trial ended (`result`,
-`interrupted`, `infeasible`, `out_of_memory`, `setup` or `bug`). The line "stop" asks the trial in hand to stop at a
-checkpoint. When stdin ends, the worker is gone: exit at once. The pipe to the worker is kept apart from standard
-output, so that a library that prints cannot garble it.
+`interrupted`, `infeasible`, `out_of_memory`, `device`, `setup` or `bug`). The line "stop" asks the trial in hand to
+stop at a checkpoint. When stdin ends, the worker is gone: exit at once. The pipe to the worker is kept apart from
+standard output, so that a library that prints cannot garble it.
 """
 
 from __future__ import annotations
@@ -100,6 +100,8 @@ def _run(line: str, pipe: Pipe) -> str:
     except Exception as error:
         if _is_out_of_memory(error):
             return _line("out_of_memory", message=f"{type(error).__name__} {error}".splitlines()[0])
+        if isinstance(error, RuntimeError) and "CUDA error" in str(error):
+            return _line("device", message=str(error).splitlines()[0])
         return _line("bug", trace=_scrubbed(error))
 
 

@@ -25,19 +25,20 @@ class StudyCache:
     study_id: int
     name: str | None = None
     directions: list[StudyDirection] = field(default_factory=list)  # empty: not read yet
-    trials: list[FrozenTrial] = field(default_factory=list)  # by number: rows come in its order, without gaps
+    trials: list[FrozenTrial] = field(default_factory=list)  # by number: new rows come in its order
     versions: dict[int, int] = field(default_factory=dict)  # of unfinished trials, by trial id
-    numbers: dict[int, int] = field(default_factory=dict)  # of all trials, by trial id
+    places: dict[int, int] = field(default_factory=dict)  # in `trials`, by trial id; somebody may have deleted a number
     distributions: dict[str, BaseDistribution] = field(default_factory=dict)  # first seen of each parameter
     read_at: float = float("-inf")
 
     def known(self, *, without: Container[int]) -> Known:
-        """Arguments of hpo.changes_v1; `without`: trials whose newest contents are here."""
+        """Arguments of incident_hpo.changes_v1; `without`: trials whose newest contents are here."""
         ids = [trial_id for trial_id in self.versions if trial_id not in without]
-        return self.study_id, len(self.trials), ids, [self.versions[trial_id] for trial_id in ids]
+        next_number = self.trials[-1].number + 1 if self.trials else 0
+        return self.study_id, next_number, ids, [self.versions[trial_id] for trial_id in ids]
 
     def take(self, rows: list[Row], limit: int) -> bool:
-        """Enters a reply of hpo.changes_v1, a row of NULLs if nothing changed; whether it held all that there was."""
+        """Enters a reply of changes_v1, a row of NULLs if nothing changed; whether it held all that there was."""
         for row in rows:
             if row[0] is not None:
                 self._enter(row, to_trial(row))
@@ -58,19 +59,17 @@ class StudyCache:
 
     def put(self, trial: FrozenTrial) -> None:
         """In place of what was known of the same trial; readers keep the object that they have."""
-        self.trials[self.numbers[trial._trial_id]] = trial
+        self.trials[self.places[trial._trial_id]] = trial
 
     def get(self, trial_id: int) -> FrozenTrial:
-        return self.trials[self.numbers[trial_id]]
+        return self.trials[self.places[trial_id]]
 
     def _enter(self, row: Row, trial: FrozenTrial) -> None:
-        if trial._trial_id in self.numbers:
+        if trial._trial_id in self.places:
             self.put(trial)
-        elif trial.number == len(self.trials):
-            self.numbers[trial._trial_id] = trial.number
+        else:
+            self.places[trial._trial_id] = len(self.trials)
             self.trials.append(trial)
-        else:  # beyond the end of a reply that was cut off: comes again
-            return
         for name, distribution in trial.distributions.items():
             self.distributions.setdefault(name, distribution)
         version = version_of(row)

@@ -19,16 +19,19 @@ import psycopg2
 from psycopg2 import extensions
 from sqlalchemy import URL
 from sqlalchemy.dialects.postgresql.psycopg2 import dialect
+from sqlalchemy.exc import ArgumentError
 
 from storage.engine import StorageError
 from storage.engine import label
 
 CALL_TIMEOUT_S = 10.0
+SHORTEST_S = 1.0  # of a call by somebody without patience
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.05, 2.0
 # Conditions that pass by themselves: lost connection, rollback, resources, locks, shutdown, failed over to a replica.
 TRANSIENT = ("08", "40", "53", "55P03", "57", "25006")
 PASSING = ("starting up", "shutting down", "recovery", "too many", "connection slots", "accepting connections")
 Row = tuple[Any, ...]
+Values = Sequence[object] | dict[str, object] | Callable[[], Sequence[object]]
 
 
 class Unavailable(Exception):
@@ -50,8 +53,11 @@ class Connection:
         self._process = 0
         self._forget()
 
-    def run(self, statement: str, values: Sequence[object] = (), *, timeout_s: float = CALL_TIMEOUT_S) -> list[Row]:
-        """One attempt. Raises Unavailable, StorageError, or the statement's own psycopg2.Error."""
+    def run(self, statement: str, values: Values = (), *, timeout_s: float = CALL_TIMEOUT_S) -> list[Row]:
+        """One attempt. `values` may be a function, which is called once the connection stands.
+
+        Raises Unavailable, StorageError, or the statement's own psycopg2.Error.
+        """
         if self._process != os.getpid():
             self._forget()  # the parent's socket is the parent's
         with self._lock:
@@ -61,17 +67,18 @@ class Connection:
                 if not _is_transient(error):
                     raise
                 self.close()
-                raise Unavailable(f"PostgreSQL at {self._label} is away: {_reason(error)}") from None
+                raise Unavailable(f"PostgreSQL at {self._label} does not serve: {_reason(error)}") from None
 
-    def persist(self, statement: str, values: Sequence[object] = (), *, patience_s: float) -> list[Row]:
+    def persist(self, statement: str, values: Values = (), *, patience_s: float) -> list[Row]:
         """Tries until `patience_s` is over, so the statement must be one that may be done twice. Raises as run()."""
         give_up, delay_s = time.monotonic() + patience_s, FIRST_DELAY_S
+        timeout_s = min(CALL_TIMEOUT_S, max(patience_s, SHORTEST_S))
         while True:
             try:
-                return self.run(statement, values)
+                return self.run(statement, values, timeout_s=timeout_s)
             except Unavailable as error:
                 if self._interrupted() or time.monotonic() + delay_s > give_up:
-                    raise Unavailable(f"{error}. Start again when it is back") from None
+                    raise Unavailable(f"{error}. Start again when it does") from None
             time.sleep(self._delays.uniform(FIRST_DELAY_S, delay_s))
             delay_s = min(2 * delay_s, LONGEST_DELAY_S)
 
@@ -80,23 +87,25 @@ class Connection:
         return time.monotonic() - self._since if self._psycopg else 0.0
 
     def close(self) -> None:
-        if self._psycopg is not None and self._process == os.getpid():
-            self._psycopg.close()
-        self._psycopg = None
+        """When no call of another thread is under way."""
+        with self._lock:
+            if self._psycopg is not None and self._process == os.getpid():
+                self._psycopg.close()
+            self._psycopg = None
 
     def _forget(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._psycopg = None
         self._since = 0.0
         self._process = os.getpid()
 
-    def _run(self, statement: str, values: Sequence[object], deadline: float) -> list[Row]:
+    def _run(self, statement: str, values: Values, deadline: float) -> list[Row]:
         if self._psycopg is None:
             self._connect(deadline)
         assert self._psycopg is not None
         cursor = self._psycopg.cursor()
         try:
-            cursor.execute(statement, values or None)
+            cursor.execute(statement, (values() if callable(values) else values) or None)
             self._wait(deadline)
             return cursor.fetchall() if cursor.description else []
         except BaseException as error:  # Ctrl-C too: its answer would be taken for the next one's
@@ -105,16 +114,23 @@ class Connection:
             raise
 
     def _connect(self, deadline: float) -> None:
-        self._psycopg = psycopg2.connect(**self._options, async_=True)
-        try:
-            self._wait(deadline)
-        except psycopg2.Error as error:
-            self.close()
-            if self._since or any(words in str(error) for words in PASSING):
-                raise
-            # Never connected yet: more likely a wrong URL than an outage.
-            raise StorageError(f"PostgreSQL at {self._label} cannot be reached: {_reason(error)}") from None
-        self._since = time.monotonic()
+        """To the first host that lets us in, each in its share of the time: libpq would wait for one without end."""
+        hosts = _hosts(self._options)
+        for left, host in zip(range(len(hosts), 0, -1), hosts, strict=True):
+            now = time.monotonic()
+            self._psycopg = psycopg2.connect(**self._options | host, async_=True)
+            try:
+                self._wait(now + (deadline - now) / left)
+            except psycopg2.Error as error:
+                self.close()
+                if left > 1:
+                    continue
+                if self._since or any(words in str(error) for words in PASSING):
+                    raise
+                # Never connected yet: more likely a wrong URL than an outage.
+                raise StorageError(f"PostgreSQL at {self._label} cannot be reached: {_reason(error)}") from None
+            self._since = time.monotonic()
+            return
 
     def _wait(self, deadline: float) -> None:
         assert self._psycopg is not None
@@ -129,8 +145,20 @@ class Connection:
 def _options(url: URL) -> dict[str, Any]:
     """The URL as libpq's keywords, by the rules of SQLAlchemy's dialect: several hosts, for one."""
     sqlalchemys: Any = dialect
-    options: dict[str, Any] = sqlalchemys().create_connect_args(url)[1]
+    try:
+        options: dict[str, Any] = sqlalchemys().create_connect_args(url)[1]
+    except (ArgumentError, ValueError) as error:
+        raise StorageError(f"the storage URL cannot be: {str(error).splitlines()[0]}") from None
     return options | {"client_encoding": "UTF8"}
+
+
+def _hosts(options: dict[str, Any]) -> list[dict[str, str]]:
+    """One set of keywords for each host of a URL that names several."""
+    hosts, ports = str(options.get("host", "")).split(","), str(options.get("port", "")).split(",")
+    if len(hosts) == 1:
+        return [{}]
+    ports = ports * len(hosts) if len(ports) == 1 else ports
+    return [{"host": host} | ({"port": port} if port else {}) for host, port in zip(hosts, ports, strict=True)]
 
 
 def _is_transient(error: psycopg2.Error) -> bool:

@@ -49,7 +49,8 @@ def parse_url(text: str) -> URL:
 def label(url: URL) -> str:
     """Host, port and database alone: a query may hold a password too."""
     port = url.port or url.query.get("port")
-    return f"{url.host or url.query.get('host', 'localhost')}{f':{port}' if port else ''}/{url.database or ''}"
+    host = url.host or url.query.get("host", "localhost")
+    return f"{host if isinstance(host, str) else ','.join(host)}{f':{port}' if port else ''}/{url.database or ''}"
 
 
 def open_engine(url: URL) -> Engine:

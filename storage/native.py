@@ -8,6 +8,7 @@ the other trials' changes, so that the reads of samplers and pruners that follow
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import os
 import threading
@@ -41,6 +42,8 @@ from storage.leases import LeaseLost
 from storage.schema import ensure_schema
 from storage.trials import Contents
 from storage.trials import beginning_of
+from storage.trials import checked_name
+from storage.trials import checked_step
 from storage.trials import to_trial
 
 logger = logging.getLogger(__name__)
@@ -92,9 +95,9 @@ class PostgresStorage(BaseStorage):
             cache = self._cache(study_id)
             if not cache.trials:
                 self._refresh(cache)
-            request = f"{worker} {uuid.uuid4()}"
-            known = cache.known(without=self._leases)
-            rows = self._ask(statements.CLAIM, (study_id, request, worker, self.connected_s(), *known, CHANGES))
+            request, known = f"{worker} {uuid.uuid4()}", cache.known(without=self._leases)
+            # How long connected is asked anew at each attempt: one that had to reconnect must not sweep.
+            rows = self._ask(statements.CLAIM, lambda: (study_id, request, worker, self.connected_s(), *known, CHANGES))
             verdict, trial_id, token, attempt = rows[0][:4]
             if verdict == "unknown":
                 raise KeyError(f"study {study_id} is not managed")
@@ -189,7 +192,7 @@ class PostgresStorage(BaseStorage):
                 check_distribution_compatibility(cache.distributions[param_name], distribution)
             self._put(
                 trial_id,
-                Contents(params={param_name: (param_value_internal, distribution)}),
+                Contents(params={checked_name(param_name): (param_value_internal, distribution)}),
                 _params={param_name: distribution.to_external_repr(param_value_internal)},
                 _distributions={param_name: distribution},
             )
@@ -205,7 +208,7 @@ class PostgresStorage(BaseStorage):
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         with self._turn():
-            report = {step: intermediate_value}
+            report = {checked_step(step): intermediate_value}
             lease = self._put(trial_id, Contents(reports=report), intermediate_values=report)
             if lease is None:
                 return
@@ -216,10 +219,12 @@ class PostgresStorage(BaseStorage):
                 logger.warning("the database is away: a report of trial %d waits for the next", lease.trial.number)
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._put(trial_id, Contents(user_attrs={key: value}), _user_attrs={key: value})
+        stored = json.dumps(value)
+        self._put(trial_id, Contents(user_attrs={checked_name(key): stored}), _user_attrs={key: json.loads(stored)})
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: JSONSerializable) -> None:
-        self._put(trial_id, Contents(system_attrs={key: value}), _system_attrs={key: value})
+        stored = json.dumps(value)
+        self._put(trial_id, Contents(system_attrs={checked_name(key): stored}), _system_attrs={key: json.loads(stored)})
 
     # Optuna's interface: reading trials
 
@@ -228,7 +233,7 @@ class PostgresStorage(BaseStorage):
             if trial_id in self._leases:
                 return self._leases[trial_id].trial
             for cache in self._caches.values():
-                if trial_id in cache.numbers and trial_id not in cache.versions:
+                if trial_id in cache.places and trial_id not in cache.versions:
                     return cache.get(trial_id)
             rows = self._ask(statements.READ_TRIAL, (trial_id,))
             if not rows:
@@ -253,10 +258,7 @@ class PostgresStorage(BaseStorage):
         return int(rows[0][0])
 
     def remove_session(self) -> None:
-        for connection in self.connections:
-            connection.close()
-
-    # How it is done
+        self._connection.close()
 
     def _turn(self) -> threading.RLock:
         if self._process != os.getpid():  # forked while another thread had its turn

@@ -26,8 +26,8 @@ OPTUNA_REVISION = "v3.2.0.a"  # of Optuna's tables, for which schema.sql is writ
 CREATION_LOCK = 0x68706F
 START_PATIENCE_S = 15.0
 FOUND = """SELECT version, made_by, (SELECT version_num FROM public.alembic_version),
-    current_setting('transaction_isolation') FROM hpo.version"""
-STAMP = "INSERT INTO hpo.version (version, made_by) VALUES (%s, %s)"
+    current_setting('transaction_isolation') FROM incident_hpo.version"""
+STAMP = "INSERT INTO incident_hpo.version (version, made_by) VALUES (%s, %s)"
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,9 @@ def ensure_schema(url: URL, connection: Connection) -> None:
             found = _found(connection)
     except Unavailable as error:
         raise StorageError(str(error)) from None
+    except psycopg2.Error as error:
+        detail = f" ({error.diag.message_detail})" if error.diag.message_detail else ""
+        raise StorageError(f"PostgreSQL at {label(url)} refuses: {error.diag.message_primary}{detail}") from None
     assert found is not None
     _refuse_others(found, label(url))
 
@@ -75,6 +78,10 @@ def _found(connection: Connection) -> Found | None:
 
 def _make(url: URL, transaction: Transaction) -> None:
     """Optuna's tables on its own connection, whatever an earlier maker left undone; ours in one transaction."""
+    if not transaction.execute(text("SELECT has_database_privilege(current_database(), 'CREATE')")).scalar():
+        raise StorageError(
+            f"PostgreSQL at {label(url)}: the role may not create a schema; GRANT CREATE ON DATABASE to it"
+        )
     optunas = open_rdb_storage(url, make_tables=True)
     optunas.remove_session()
     optunas.engine.dispose()

@@ -4,34 +4,37 @@ The functions and the view are in schema.sql, where the locks are explained.
 """
 
 # Idempotent by its request key. LATERAL on the first function's result: changes are read after it has written.
-CLAIM = """SELECT c.verdict, c.trial, c.token, c.attempt, x.* FROM hpo.claim_v1(%s, %s, %s, %s) c
-LEFT JOIN LATERAL hpo.changes_v1(CASE WHEN c.verdict <> 'unknown' THEN %s END, %s, %s::int[], %s::int[], true, %s) x
-ON true"""
+CLAIM = """SELECT c.verdict, c.trial, c.token, c.attempt, x.* FROM incident_hpo.claim_v1(%s, %s, %s, %s) c
+LEFT JOIN LATERAL incident_hpo.changes_v1(
+    CASE WHEN c.verdict <> 'unknown' THEN %s END, %s, %s::int[], %s::int[], true, %s) x ON true"""
 
 # Idempotent: contents are upserts, and a state is read back by the lease's token. Fenced by that token.
-SAVE_LEASED = """SELECT s.verdict, x.* FROM hpo.save_v1(%s, %s, %s, %s) s
-LEFT JOIN LATERAL hpo.changes_v1(CASE s.verdict WHEN 'ok' THEN %s END, %s, %s::int[], %s::int[], true, %s) x ON true"""
+SAVE_LEASED = """SELECT s.verdict, x.* FROM incident_hpo.save_v1(%s, %s, %s, %s) s
+LEFT JOIN LATERAL incident_hpo.changes_v1(
+    CASE s.verdict WHEN 'ok' THEN %s END, %s, %s::int[], %s::int[], true, %s) x ON true"""
 
 # By a writer without a lease: refused while another holds one. Sent again after it ended the trial, it says 'finished'.
-SAVE = "SELECT verdict FROM hpo.save_v1(%s, NULL, %s, %s)"
+SAVE = "SELECT verdict FROM incident_hpo.save_v1(%s, NULL, %s, %s)"
 
 # Idempotent by its request key.
-CREATE = "SELECT hpo.create_v1(%s, %s, %s, coalesce(%s, timezone('UTC', clock_timestamp())), %s, %s)"
+CREATE = """SELECT incident_hpo.create_v1(%s, %s, %s,
+    CASE WHEN %s THEN timezone('UTC', clock_timestamp()) ELSE %s END, %s, %s)"""
 
 # Fenced by the token; sent again it finds nothing to release.
-RELEASE = "SELECT hpo.release_v1(%s, %s, %s)"
+RELEASE = "SELECT incident_hpo.release_v1(%s, %s, %s)"
 
 # Both parts may be repeated: a renewal is an update to now, a sweep follows from the tables.
-KEEP = "SELECT hpo.renew_v1(%s, %s), hpo.sweep_v1(%s, %s)"
+KEEP = "SELECT incident_hpo.renew_v1(%s, %s), incident_hpo.sweep_v1(%s, %s)"
 
 # One row of NULLs: nothing has changed. No row: there is no such study.
 READ_CHANGES = """SELECT x.* FROM public.studies s
-LEFT JOIN LATERAL hpo.changes_v1(s.study_id, %s, %s::int[], %s::int[], false, %s) x ON true WHERE s.study_id = %s"""
+LEFT JOIN LATERAL incident_hpo.changes_v1(s.study_id, %s, %s::int[], %s::int[], false, %s) x ON true
+WHERE s.study_id = %s"""
 
-READ_TRIAL = "SELECT * FROM hpo.contents_v1 WHERE trial_id = %s"
+READ_TRIAL = "SELECT * FROM incident_hpo.contents_v1 WHERE trial_id = %s"
 READ_STUDY_OF = "SELECT study_id FROM public.trials WHERE trial_id = %s"
 READ_TRIAL_ID = "SELECT trial_id FROM public.trials WHERE study_id = %s AND number = %s"
 
-MANAGE = """INSERT INTO hpo.studies (study_id, budget, lease) VALUES (%s, %s, make_interval(secs => %s))
+MANAGE = """INSERT INTO incident_hpo.studies (study_id, budget, lease) VALUES (%s, %s, make_interval(secs => %s))
 ON CONFLICT (study_id) DO UPDATE SET budget = excluded.budget, lease = excluded.lease"""
-READ_TERMS = "SELECT budget, extract(epoch FROM lease)::float8 FROM hpo.studies WHERE study_id = %s"
+READ_TERMS = "SELECT budget, extract(epoch FROM lease)::float8 FROM incident_hpo.studies WHERE study_id = %s"

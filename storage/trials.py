@@ -1,4 +1,4 @@
-"""Trials between Optuna's objects and our statements: rows of hpo.contents_v1 in, JSON for hpo.fill_v1 out."""
+"""Trials between Optuna's objects and our statements: rows of contents_v1 in, JSON for fill_v1 out."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from optuna.trial import TrialState
 from storage.connection import Row
 
 UNLEASED = -1  # the version of a running trial that may change in any way
+MAX_NAME = 512  # characters, of a parameter or an attribute
 STATES = {state.name: state for state in TrialState}
 
 
 @dataclass
 class Contents:
-    """What is still to be written of a trial, as hpo.fill_v1 reads it."""
+    """What is still to be written of a trial, as incident_hpo.fill_v1 reads it."""
 
     params: dict[str, tuple[float, BaseDistribution]] = field(default_factory=dict)
-    system_attrs: dict[str, Any] = field(default_factory=dict)
-    user_attrs: dict[str, Any] = field(default_factory=dict)
+    system_attrs: dict[str, str] = field(default_factory=dict)  # JSON already: what cannot be is refused when it is set
+    user_attrs: dict[str, str] = field(default_factory=dict)
     reports: dict[int, float] = field(default_factory=dict)
     outcome: Sequence[float] | None = None
     params_hash: str | None = None
@@ -47,9 +48,9 @@ class Contents:
                 (name, repr(float(value)), distribution_to_json(kind)) for name, (value, kind) in self.params.items()
             ]
         if self.system_attrs:
-            found["system_attrs"] = [(key, json.dumps(value)) for key, value in self.system_attrs.items()]
+            found["system_attrs"] = list(self.system_attrs.items())
         if self.user_attrs:
-            found["user_attrs"] = [(key, json.dumps(value)) for key, value in self.user_attrs.items()]
+            found["user_attrs"] = list(self.user_attrs.items())
         if self.reports:
             found["reports"] = [(step, repr(float(value))) for step, value in self.reports.items()]
         if self.outcome is not None:
@@ -59,20 +60,36 @@ class Contents:
         return json.dumps(found)
 
 
-def beginning_of(template: FrozenTrial | None) -> tuple[str, datetime | None, datetime | None, str]:
-    """State, start (None: now), end and contents of a new trial, as hpo.create_v1 reads them."""
+def checked_name(name: str) -> str:
+    """Of a parameter or an attribute. Raises ValueError for what Optuna's tables cannot hold."""
+    if "\0" in name or len(name.encode("utf-16-le")) // 2 > MAX_NAME:
+        raise ValueError(f"a name holds no NUL and at most {MAX_NAME} characters, not {name[:20]!r} ({len(name)})")
+    return name
+
+
+def checked_step(step: int) -> int:
+    """Raises ValueError for what Optuna's tables cannot hold."""
+    if step != int(step) or not -(2**31) <= step < 2**31:
+        raise ValueError(f"a step is a whole number of 32 bits, not {step}")
+    return int(step)
+
+
+def beginning_of(template: FrozenTrial | None) -> tuple[str, bool, datetime | None, datetime | None, str]:
+    """State, whether it starts now, else when, end and contents of a new trial, as create_v1 reads them."""
     if template is None:
-        return TrialState.RUNNING.name, None, None, Contents().as_json()
+        return TrialState.RUNNING.name, True, None, None, Contents().as_json()
     kinds = template.distributions
     contents = Contents(
-        params={name: (kind.to_internal_repr(template.params[name]), kind) for name, kind in kinds.items()},
-        system_attrs=template.system_attrs,
-        user_attrs=template.user_attrs,
+        params={
+            checked_name(name): (kind.to_internal_repr(template.params[name]), kind) for name, kind in kinds.items()
+        },
+        system_attrs={checked_name(key): json.dumps(value) for key, value in template.system_attrs.items()},
+        user_attrs={checked_name(key): json.dumps(value) for key, value in template.user_attrs.items()},
         reports=template.intermediate_values,
         outcome=template.values,
     )
     start, end = _to_utc(template.datetime_start), _to_utc(template.datetime_complete)
-    return template.state.name, start, end, contents.as_json()
+    return template.state.name, False, start, end, contents.as_json()
 
 
 def to_trial(row: Row) -> FrozenTrial:

@@ -12,7 +12,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from hpo.trainer_process import TrainerDied
 from storage import statements
 from storage.connection import Connection
 from storage.connection import Row
+from storage.connection import Values
 from storage.engine import parse_url
 
 STEPS = 3
@@ -48,6 +48,7 @@ class StubTrainer:
     def __init__(self, step_s: float) -> None:
         self.stopped = False
         self.deadlines: object = None
+        self.limits: object = None
         self._interrupted = threading.Event()
         self._step_s = step_s
 
@@ -67,6 +68,9 @@ class StubTrainer:
     def stop(self) -> None:
         self.stopped = True
 
+    def discard(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -83,7 +87,7 @@ def work(orders: Orders) -> int:
     raise SystemExit(hpo.worker.work(parse_url(orders.url), orders.study))
 
 
-def name_of(statement: str, values: Sequence[Any]) -> str:
+def name_of(statement: str, values: Any) -> str:
     """What a call is for, as the failpoints are named."""
     if statement != statements.SAVE_LEASED:
         names = {statements.CLAIM: "claim", statements.KEEP: "keep", statements.RELEASE: "release"}
@@ -110,7 +114,7 @@ def _watch_calls(orders: Orders) -> None:
         die(here.name, "sent")
         wait(self, deadline)
 
-    def watched_run(self: Connection, statement: str, values: Sequence[Any], deadline: float) -> list[Row]:
+    def watched_run(self: Connection, statement: str, values: Values, deadline: float) -> list[Row]:
         here.name, started = name_of(statement, values), time.monotonic()
         die(here.name, "before")
         try:
@@ -118,7 +122,7 @@ def _watch_calls(orders: Orders) -> None:
         finally:
             _note(orders.ledger, {"call": here.name, "s": time.monotonic() - started, "at": time.monotonic()})
         die(here.name, "answered")
-        if here.name == "tell" and rows[0][0] == "ok":
+        if here.name == "tell" and rows[0][0] == "ok" and isinstance(values, tuple):
             _note(orders.ledger, {"told": values[0], "at": time.monotonic()})
         return rows
 

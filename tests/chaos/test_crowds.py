@@ -46,7 +46,7 @@ def crowd(url: URL, folder: Path) -> None:
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 32
-    assert query(url, "SELECT version FROM hpo.version") == [(1,)]
+    assert query(url, "SELECT version FROM incident_hpo.version") == [(1,)]
     assert query(url, "SELECT count(*), max(study_name) FROM studies") == [(1, "study")]
     assert query(url, "SELECT count(*) FROM trials") == [(1,)]  # its baseline
 

@@ -72,7 +72,7 @@ def test_eight_workers_of_whom_half_are_killed_every_five_seconds_record_exactly
     ended = time.monotonic()
     while query(
         database,
-        "SELECT count(*) FROM trials t JOIN hpo.leases USING (trial_id) WHERE state = 'RUNNING' AND"
+        "SELECT count(*) FROM trials t JOIN incident_hpo.leases USING (trial_id) WHERE state = 'RUNNING' AND"
         " expires < clock_timestamp() - interval '5 s'",
     ) != [(0,)]:
         assert time.monotonic() - ended < 30
@@ -110,18 +110,18 @@ def test_worker_and_server_process_killed_inside_a_sweep_leave_it_to_the_next(da
     )
     query(
         database,
-        "CREATE TRIGGER hold BEFORE UPDATE ON hpo.leases FOR EACH ROW WHEN (OLD.held AND NOT NEW.held)"
+        "CREATE TRIGGER hold BEFORE UPDATE ON incident_hpo.leases FOR EACH ROW WHEN (OLD.held AND NOT NEW.held)"
         " EXECUTE FUNCTION public.hold()",
     )
     lock = Connection(database)
     lock.run("SELECT pg_advisory_lock(7)")
     crew.start()
-    blocked = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'advisory' AND query LIKE '%hpo.%'"
+    blocked = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'advisory' AND query LIKE '%incident_hpo.%'"
     while not (pids := query(database, blocked)):
         assert crew.processes[1].is_alive()
     crew.processes[1].kill()
     query(database, "SELECT pg_terminate_backend(%s)", pids[0][0])
-    query(database, "DROP TRIGGER hold ON hpo.leases")
+    query(database, "DROP TRIGGER hold ON incident_hpo.leases")
     lock.close()
     crew.start()
     assert crew.join() == [-9, -9, 0]

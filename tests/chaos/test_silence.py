@@ -19,7 +19,7 @@ from tests.chaos.crew import query
 
 DAY_S = 86_400.0
 ZONES = ("Asia/Tokyo", "America/Los_Angeles", "Europe/Berlin", "Pacific/Kiritimati", "America/St_Johns", "UTC")
-LEASES_HELD = "SELECT count(*) FROM hpo.leases WHERE held"
+LEASES_HELD = "SELECT count(*) FROM incident_hpo.leases WHERE held"
 
 
 def pause_one(crew: Crew, rng: random.Random, seconds: float) -> None:
@@ -40,7 +40,7 @@ def pause_again_and_again(url: URL, folder: Path, *, times: int, trials: int, st
     for _ in range(times):
         pause_one(crew, rng, 3.5)
     assert crew.join(300) == [0, 0, 0]
-    taken_over = query(url, "SELECT count(*) FROM hpo.leases WHERE attempts > 1")[0][0]
+    taken_over = query(url, "SELECT count(*) FROM incident_hpo.leases WHERE attempts > 1")[0][0]
     assert taken_over >= times // 2
     check_record(url, crew, trials=trials, may_fail=True)
 
@@ -67,7 +67,7 @@ def test_no_live_trial_is_taken_from_workers_in_six_time_zones_with_clocks_a_day
         crew.start(environment=environment, clock_off_s=(-1, 0, 1)[number % 3] * DAY_S)
     assert crew.join() == [0] * len(ZONES)
     found = check_record(database, crew, trials=18)
-    assert query(database, "SELECT max(attempts) FROM hpo.leases") == [(1,)]
+    assert query(database, "SELECT max(attempts) FROM incident_hpo.leases") == [(1,)]
     assert {trial.state for trial in found} == {TrialState.COMPLETE}
     durations = [trial.duration.total_seconds() for trial in found if trial.duration]
     assert 3 <= min(durations) <= max(durations) < 60

@@ -12,13 +12,13 @@ from storage.engine import open_rdb_storage
 from storage.native import PostgresStorage
 
 LEASE_S = 1.0  # the server must have run for so long before anything is swept
-KEEP_TIME = "UPDATE hpo.leases SET expires = 'infinity' WHERE study_id = %s AND isfinite(expires)"
+KEEP_TIME = "UPDATE incident_hpo.leases SET expires = 'infinity' WHERE study_id = %s AND isfinite(expires)"
 LOOK = """SELECT t.trial_id, t.number, t.state::text, coalesce(l.held, false), coalesce(l.expires < now(), false),
     l.token IS NULL AND l.last_report IS DISTINCT FROM
         (SELECT max(i.trial_intermediate_value_id) FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id),
     l.token, l.told, coalesce(l.attempts, 0), l.request, l.params_hash,
     ROW(c.outcome, c.names, c.internals, c.reports, c.system_attrs, c.user_attrs, c.datetime_complete)::text
-FROM trials t JOIN hpo.contents_v1 c USING (trial_id) LEFT JOIN hpo.leases l USING (trial_id)
+FROM trials t JOIN incident_hpo.contents_v1 c USING (trial_id) LEFT JOIN incident_hpo.leases l USING (trial_id)
 WHERE t.study_id = %s ORDER BY t.number"""
 WAIT_FOR_AGE = "SELECT pg_sleep_until(pg_postmaster_start_time() + make_interval(secs => %s))"
 

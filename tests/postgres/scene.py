@@ -69,7 +69,7 @@ class Scene:
         return int(self.ask(*self.creation(request)))
 
     def creation(self, request: str) -> tuple[Any, ...]:
-        return "SELECT hpo.create_v1(%s, %s, 'RUNNING', now()::timestamp, NULL, '{}')", *self.keyed(request)
+        return "SELECT incident_hpo.create_v1(%s, %s, 'RUNNING', now()::timestamp, NULL, '{}')", *self.keyed(request)
 
     def keyed(self, request: str) -> tuple[int, str]:
         return self.study_id, f"{self.study_id} {request}"  # keys are distinct across studies
@@ -78,7 +78,7 @@ class Scene:
         return self.ask(*self.claiming(request or f"request {next(REQUESTS)}"))
 
     def claiming(self, request: str) -> tuple[Any, ...]:
-        return "SELECT * FROM hpo.claim_v1(%s, %s, 'worker', 1e10)", *self.keyed(request)
+        return "SELECT * FROM incident_hpo.claim_v1(%s, %s, 'worker', 1e10)", *self.keyed(request)
 
     def claimed(self) -> tuple[int, int]:
         """A trial and its token."""
@@ -87,7 +87,7 @@ class Scene:
         return trial_id, token
 
     def save(self, trial_id: int, token: int | None, state: str | None = None, contents: str = "{}") -> Any:
-        return self.ask("SELECT verdict FROM hpo.save_v1(%s, %s, %s, %s)", trial_id, token, contents, state)
+        return self.ask("SELECT verdict FROM incident_hpo.save_v1(%s, %s, %s, %s)", trial_id, token, contents, state)
 
     def state(self, trial_id: int) -> str:
         return str(self.ask("SELECT state::text FROM trials WHERE trial_id = %s", trial_id))
@@ -103,18 +103,18 @@ class Scene:
         return claimed
 
     def renew(self, trial_id: int, token: int) -> bool:
-        return bool(self.ask("SELECT hpo.renew_v1(%s, %s)", trial_id, token))
+        return bool(self.ask("SELECT incident_hpo.renew_v1(%s, %s)", trial_id, token))
 
     def release(self, trial_id: int, token: int) -> bool:
-        return bool(self.ask("SELECT hpo.release_v1(%s, %s, NULL)", trial_id, token))
+        return bool(self.ask("SELECT incident_hpo.release_v1(%s, %s, NULL)", trial_id, token))
 
     def expire(self) -> None:
         """All leases of the study have run out, and are swept for they are short."""
-        self.ask("UPDATE hpo.leases SET expires = '-infinity' WHERE study_id = %s", self.study_id)
+        self.ask("UPDATE incident_hpo.leases SET expires = '-infinity' WHERE study_id = %s", self.study_id)
         self.storage.manage(self.study_id, 100, lease_s=1e-3)
 
     def sweep(self, connected_s: float = 1e10) -> int:
-        return int(self.ask("SELECT hpo.sweep_v1(%s, %s)", self.study_id, connected_s))
+        return int(self.ask("SELECT incident_hpo.sweep_v1(%s, %s)", self.study_id, connected_s))
 
 
 def ask(session: Session, statement: str, *values: object) -> Any:

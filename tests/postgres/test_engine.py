@@ -108,7 +108,7 @@ def test_eight_processes_opening_an_empty_database_make_one_schema(
     ("skew", "named"),
     [
         (
-            "UPDATE hpo.version SET version = 9, made_by = 'incident-hpo==9.9'",
+            "UPDATE incident_hpo.version SET version = 9, made_by = 'incident-hpo==9.9'",
             r"schema 9.*pip install incident-hpo==9\.9",
         ),
         ("UPDATE alembic_version SET version_num = 'v9.9.9.a'", r"v9\.9\.9\.a.*pip install incident-hpo=="),
@@ -135,7 +135,7 @@ def test_functions_of_another_release_are_not_called(database: URL, query: Calla
     storage = PostgresStorage(database)
     study = optuna.create_study(storage=storage)
     storage.manage(study._study_id, 1, lease_s=60)
-    query(database, "ALTER FUNCTION hpo.claim_v1 RENAME TO claim_v2")
+    query(database, "ALTER FUNCTION incident_hpo.claim_v1 RENAME TO claim_v2")
     with pytest.raises(psycopg2.errors.UndefinedFunction):
         storage.claim(study._study_id, "worker")
     assert study.get_trials() == []

@@ -88,10 +88,10 @@ def renewal_in_the_middle_of_a_sweep_keeps_the_trial(scene: Scene) -> None:
 
     def renew() -> None:
         assert scene.renew(*renewed)
-        scene.ask("UPDATE hpo.leases SET expires = 'infinity' WHERE trial_id = %s", renewed[0])
+        scene.ask("UPDATE incident_hpo.leases SET expires = 'infinity' WHERE trial_id = %s", renewed[0])
 
     with scene.session() as first:
-        ask(first, "SELECT trial_id FROM hpo.leases WHERE trial_id = %s FOR UPDATE", trials[0][0])
+        ask(first, "SELECT trial_id FROM incident_hpo.leases WHERE trial_id = %s FOR UPDATE", trials[0][0])
         swept = scene.during(first, scene.sweep, renew)
     assert (swept, scene.state(renewed[0])) == (BATCH, "RUNNING")
 
@@ -102,7 +102,7 @@ def sweep_waits_for_no_writer(scene: Scene) -> None:
     with scene.session() as writer, scene.session() as sweeper:
         ask(writer, "SELECT trial_id FROM trials WHERE trial_id = %s FOR UPDATE", busy)
         ask(sweeper, "SET lock_timeout = '100ms'")
-        assert ask(sweeper, "SELECT hpo.sweep_v1(%s, 1e10)", scene.study_id) == 1
+        assert ask(sweeper, "SELECT incident_hpo.sweep_v1(%s, 1e10)", scene.study_id) == 1
 
 
 def nobody_sweeps_within_a_lease_of_the_own_reconnect(scene: Scene) -> None:
@@ -174,7 +174,7 @@ def release_and_a_writer_take_their_locks_in_one_order(scene: Scene) -> None:
     held = scene.claimed()
     with scene.session() as writer:
         ask(writer, "SELECT trial_id FROM trials WHERE trial_id = %s FOR NO KEY UPDATE", held[0])
-        renew = "UPDATE hpo.leases SET expires = expires WHERE trial_id = %s"
+        renew = "UPDATE incident_hpo.leases SET expires = expires WHERE trial_id = %s"
         assert scene.during(writer, lambda: scene.release(*held), lambda: ask(writer, renew, held[0]))
 
 
@@ -201,7 +201,9 @@ class Guard:
     breaks_with: type[Exception] = AssertionError
 
     def source(self) -> str:
-        found = re.search(rf"CREATE FUNCTION hpo\.{self.function}\(.*?^END \$\$;", SCHEMA, re.DOTALL | re.MULTILINE)
+        found = re.search(
+            rf"CREATE FUNCTION incident_hpo\.{self.function}\(.*?^END \$\$;", SCHEMA, re.DOTALL | re.MULTILINE
+        )
         assert found, f"no function {self.function}"
         return found[0].replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION", 1)
 

@@ -102,7 +102,9 @@ def test_plain_optuna_deletes_a_study_with_leases_whole(
     assert trial_id is not None
     optuna.delete_study(study_name="shared", storage=plain(database))
     assert not [name for name, found in rows(database).items() if found and "version" not in name]
-    assert query(database, "SELECT (SELECT count(*) FROM hpo.leases) + (SELECT count(*) FROM hpo.studies)") == [(0,)]
+    assert query(
+        database, "SELECT (SELECT count(*) FROM incident_hpo.leases) + (SELECT count(*) FROM incident_hpo.studies)"
+    ) == [(0,)]
     with pytest.raises(KeyError):
         storage.set_trial_intermediate_value(trial_id, 1, 0.5)
     with pytest.raises(KeyError):

@@ -107,14 +107,16 @@ class Workers(RuleBasedStateMachine):
     def claim_sent_again(self, index: int) -> None:
         claimed = [row for row in self.rows if row.request and row.token]
         row = claimed[index % len(claimed)]
-        again = self.server.ask("SELECT * FROM hpo.claim_v1(%s, %s, 'worker', 1e6)", self.study_id, row.request)
+        again = self.server.ask(
+            "SELECT * FROM incident_hpo.claim_v1(%s, %s, 'worker', 1e6)", self.study_id, row.request
+        )
         assert again == [("claimed", row.trial_id, row.token, row.attempts)]
         self.expect(self.rows)
 
     @rule(run=runs)
     def renew(self, run: Run) -> None:
         is_held = self.holds(run)
-        assert self.server.ask("SELECT hpo.renew_v1(%s, %s)", run.trial_id, self.tokens[run]) == [(is_held,)]
+        assert self.server.ask("SELECT incident_hpo.renew_v1(%s, %s)", run.trial_id, self.tokens[run]) == [(is_held,)]
         self.expect(self.rows)
         assert not is_held or not self.row(run.trial_id).expired
 
@@ -168,7 +170,7 @@ class Workers(RuleBasedStateMachine):
     @rule(told=tells)
     def tell_sent_again(self, told: tuple[Run, int, str, str]) -> None:
         run, *arguments = told
-        again = self.server.ask("SELECT verdict FROM hpo.save_v1(%s, %s, %s, %s)", run.trial_id, *arguments)
+        again = self.server.ask("SELECT verdict FROM incident_hpo.save_v1(%s, %s, %s, %s)", run.trial_id, *arguments)
         assert again == [("ok",)]
         self.expect(self.rows)
 
@@ -208,13 +210,13 @@ class Workers(RuleBasedStateMachine):
     def expire(self, index: int) -> None:
         held = [row.trial_id for row in self.rows if row.held]
         trial_id = held[index % len(held)]
-        self.server.ask("UPDATE hpo.leases SET expires = '-infinity' WHERE trial_id = %s", trial_id)
+        self.server.ask("UPDATE incident_hpo.leases SET expires = '-infinity' WHERE trial_id = %s", trial_id)
 
     @rule()
     def sweep(self) -> None:
         rows = [row.swept() for row in self.rows]
         lost = sum(row.held and row.expired and not row.reported for row in self.rows)
-        assert self.server.ask("SELECT hpo.sweep_v1(%s, 1e6)", self.study_id) == [(lost,)]
+        assert self.server.ask("SELECT incident_hpo.sweep_v1(%s, 1e6)", self.study_id) == [(lost,)]
         self.expect(rows)
 
     # What strangers do, by Optuna alone
