@@ -109,7 +109,7 @@ class TrainerProcess:
         """Asks the trial in hand to stop at a checkpoint; after 8 s the process is killed."""
         self.stopped = True
         if self._process is not None and self._process.stdin is not None:
-            with suppress(OSError):
+            with suppress(OSError, ValueError):  # gone, or just closed
                 os.write(self._process.stdin.fileno(), b'"stop"\n')
             signal.signal(signal.SIGALRM, lambda *_: self.interrupt())
             signal.setitimer(signal.ITIMER_REAL, STOP_S)

@@ -88,8 +88,8 @@ space:
     epochs: {{type: int, low: 1, high: 2}}
   baselines:
     v4: {{learning_rate: 1e-5, epochs: 8}}
-budget: {{trials: 3}}
 lease_s: 3
+budget: {{trials: 3}}
 """
     )
     return path

@@ -22,6 +22,7 @@ from hpo.trainer_process import TrainerDied
 from storage import statements
 from storage.connection import Connection
 from storage.connection import Row
+from storage.connection import Unavailable
 from storage.connection import Values
 from storage.engine import parse_url
 
@@ -84,7 +85,10 @@ def work(orders: Orders) -> int:
     vars(hpo.worker)["TrainerProcess"] = lambda: StubTrainer(orders.step_s)
     vars(hpo.study)["installed_versions"] = lambda: VERSIONS  # reading them takes longer than a trial
     _watch_calls(orders)
-    raise SystemExit(hpo.worker.work(parse_url(orders.url), orders.study))
+    try:
+        raise SystemExit(hpo.worker.work(parse_url(orders.url), orders.study))
+    except Unavailable as error:  # as the command line does
+        raise SystemExit(error.exit_code) from None
 
 
 def name_of(statement: str, values: Any) -> str:

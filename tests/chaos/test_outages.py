@@ -24,6 +24,7 @@ from tests.chaos.crew import check_record
 from tests.chaos.crew import make_crew
 
 RESUMED_WITHIN_S = 10.0
+STOPPED_WITHIN_S = 15.0
 
 
 @pytest.fixture
@@ -164,3 +165,16 @@ def test_report_does_not_hold_up_the_training_while_the_database_is_away(own_ser
     embedded.start(home)
     study.tell(trial, 0.3)
     assert PostgresStorage(url).get_trial(trial_id).intermediate_values == {1: 0.1, 2: 0.2}
+
+
+def test_worker_told_to_stop_in_a_network_that_swallows_everything_is_gone_in_time(
+    database: URL, tmp_path: Path
+) -> None:
+    with FaultProxy(database) as proxy:
+        crew = make_crew(database, tmp_path, trials=99, step_s=0.2)
+        crew.start(url=proxy.url.render_as_string(hide_password=False))
+        wait_for_tells(crew, 1)
+        proxy.black_hole()
+        time.sleep(1)  # so that a report is under way
+        crew.processes[0].terminate()
+        assert crew.join(STOPPED_WITHIN_S) == [75]

@@ -134,10 +134,10 @@ def test_other_tickets_under_one_path_are_another_configuration(
 
 def test_larger_budget_extends_a_study_for_those_who_have_it_open(database: URL, path: Path) -> None:
     study, storage = create(database, path), PostgresStorage(database)
-    assert storage.terms(study._study_id) == (3, 30.0)
+    assert storage.terms(study._study_id) == (3, 3.0)
     change(path, "trials: 3", "trials: 5")
     create(database, path)
-    assert storage.terms(study._study_id) == (5, 30.0)
+    assert storage.terms(study._study_id) == (5, 3.0)
     assert reopen(database)[1].budget.trials == 5
     assert baselines(study) == expected(path)
 

@@ -35,8 +35,16 @@ HANGS = {
     "ignores being asked": "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(10**6)",
 }
 
+IN_LONG_FORM = ("sleeps", "ignores being asked")
 
-@pytest.mark.parametrize("hang", HANGS.values(), ids=HANGS.keys())
+
+@pytest.mark.parametrize(
+    "hang",
+    [
+        pytest.param(hang, id=name, marks=[pytest.mark.chaos] if name in IN_LONG_FORM else [])
+        for name, hang in HANGS.items()
+    ],
+)
 def test_trainer_that_hangs_is_ended_in_time_and_replaced(
     config: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hang: str
 ) -> None:
