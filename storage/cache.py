@@ -46,8 +46,8 @@ class StudyCache:
         self.read_at = time.monotonic() if is_all else float("-inf")
         return is_all
 
-    def is_fresh(self) -> bool:
-        return time.monotonic() - self.read_at < FRESH_S
+    def is_fresh(self, seconds: float) -> bool:
+        return time.monotonic() - self.read_at < seconds
 
     def make_do(self) -> None:
         """There is no news to be had: the reads that follow take what is known."""

@@ -51,6 +51,7 @@ class Connection:
         self._delays = random.Random(f"{os.getpid()} {id(self)}")  # distinct: workers must not come back in step
         self._psycopg: extensions.connection | None = None
         self._process = 0
+        self.connects = 0  # how often: a server that crashed in between may lack what need not wait for its disk
         self._forget()
 
     def run(self, statement: str, values: Values = (), *, timeout_s: float = CALL_TIMEOUT_S) -> list[Row]:
@@ -129,7 +130,7 @@ class Connection:
                     raise
                 # Never connected yet: more likely a wrong URL than an outage.
                 raise StorageError(f"PostgreSQL at {self._label} cannot be reached: {_reason(error)}") from None
-            self._since = time.monotonic()
+            self._since, self.connects = time.monotonic(), self.connects + 1
             return
 
     def _wait(self, deadline: float) -> None:

@@ -1,8 +1,8 @@
 """PostgresStorage: Optuna's storage interface on Optuna's tables, with plain SQL, leases and few round trips.
 
 Any process may use it through Optuna alone: writes go out at once, reads ask the database. A process that claims trials
-also holds their leases: what it writes of them is fenced, gathered until flush(), report or tell, and each reply brings
-the other trials' changes, so that the reads of samplers and pruners that follow cost nothing.
+also holds their leases: what it writes of them is fenced, gathered until flush(), report or tell, and replies bring the
+other trials' changes, so that the reads of samplers and pruners that follow cost nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any
 from optuna._typing import JSONSerializable
 from optuna.distributions import BaseDistribution
 from optuna.distributions import check_distribution_compatibility
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
@@ -31,6 +30,7 @@ from sqlalchemy import URL
 
 from storage import statements
 from storage import studies
+from storage.cache import FRESH_S
 from storage.cache import StudyCache
 from storage.connection import Connection
 from storage.connection import Row
@@ -39,6 +39,7 @@ from storage.engine import parse_url
 from storage.leases import Claim
 from storage.leases import Lease
 from storage.leases import LeaseLost
+from storage.leases import refuse
 from storage.schema import ensure_schema
 from storage.trials import Contents
 from storage.trials import beginning_of
@@ -107,7 +108,7 @@ class PostgresStorage(BaseStorage):
                 if trial_id not in {row[4] for row in rows}:  # left out for that lease, or beyond the reply's limit
                     self._refresh(cache)
                 self._ended.discard(trial_id)
-                self._leases[trial_id] = Lease(study_id, token, cache.get(trial_id))
+                self._leases[trial_id] = Lease(study_id, token, cache.get(trial_id), connects=self._connection.connects)
             return Claim(verdict, trial_id, token, attempt)
 
     def flush(self, trial_id: int, *, params_hash: str | None = None) -> bool:
@@ -140,8 +141,7 @@ class PostgresStorage(BaseStorage):
 
     def delete_study(self, study_id: int) -> None:
         studies.delete(self._ask, study_id)
-        with self._turn():
-            self._caches.pop(study_id, None)
+        self._caches.pop(study_id, None)
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
         studies.set_attribute(self._ask, "user", study_id, key, value)
@@ -246,7 +246,7 @@ class PostgresStorage(BaseStorage):
         with self._turn():
             cache = self._cache(study_id)
             holds_one = any(lease.study_id == study_id for lease in self._leases.values())
-            if not (holds_one and cache.is_fresh()):
+            if not (holds_one and cache.is_fresh(FRESH_S)):
                 self._refresh(cache)
             trials = [trial for trial in cache.trials if states is None or trial.state in states]
         return copy.deepcopy(trials) if deepcopy else trials
@@ -282,7 +282,7 @@ class PostgresStorage(BaseStorage):
                 return
 
     def _held(self, trial_id: int) -> Lease | None:
-        """The lease of a trial that this process runs. Raises LeaseLost if it did once."""
+        """The lease of a trial that this process runs; LeaseLost if it did once."""
         if trial_id in self._ended:
             raise LeaseLost(f"trial {trial_id} is no longer run here")
         return self._leases.get(trial_id)
@@ -321,12 +321,16 @@ class PostgresStorage(BaseStorage):
         return self._checked(rows[0][0], trial_id)
 
     def _flush(self, trial_id: int, lease: Lease, state: TrialState | None, patience_s: float) -> str:
-        """Sends what is pending; on Unavailable it stays pending."""
-        cache = self._caches[lease.study_id]
-        known = cache.known(without=self._leases if state is None else self._leases.keys() - {trial_id})
-        next_state = None if state is None else state.name
-        values = (trial_id, lease.token, lease.pending.as_json(), next_state, *known, CHANGES)
-        rows = self._connection.persist(statements.SAVE_LEASED, values, patience_s=patience_s)
+        """Sends what is pending; on Unavailable it stays so. Changes come back unless there were some just now."""
+        cache, next_state = self._caches[lease.study_id], None if state is None else state.name
+        is_news_wanted = state is not None or not cache.is_fresh(FRESH_S / 2)
+        without = self._leases if state is None else self._leases.keys() - {trial_id}
+        known = cache.known(without=without) if is_news_wanted else (None, 0, [], [])
+        rows = self._connection.persist(
+            statements.SAVE_LEASED,
+            lambda: (trial_id, lease.token, lease.unsent(self._connection.connects), next_state, *known, CHANGES),
+            patience_s=patience_s,
+        )
         verdict = self._checked(rows[0][0], trial_id)
         if verdict != "equal":
             lease.pending = Contents()
@@ -335,16 +339,12 @@ class PostgresStorage(BaseStorage):
             del self._leases[trial_id]
             if not state.is_finished():
                 self._ended.add(trial_id)
-        cache.take([row[1:] for row in rows], CHANGES)
+        if is_news_wanted:
+            cache.take([row[1:] for row in rows], CHANGES)
         return verdict
 
     def _checked(self, verdict: str, trial_id: int) -> str:
         if verdict in ("lost", "finished", "missing") and self._leases.pop(trial_id, None) is not None:
             self._ended.add(trial_id)
-        if verdict == "lost":
-            raise LeaseLost(f"trial {trial_id} is run by another worker, or waits for one")
-        if verdict == "finished":
-            raise UpdateFinishedTrialError(f"trial {trial_id} has finished and cannot be changed")
-        if verdict == "missing":
-            raise KeyError(f"no trial {trial_id}")
+        refuse(verdict, trial_id)
         return verdict

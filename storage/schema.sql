@@ -83,7 +83,7 @@ FROM public.trials t LEFT JOIN incident_hpo.leases l ON l.trial_id = t.trial_id,
 -- version it has (p_versions): from 0 on running under a lease, -1 running without one, so that its version tells nothing,
 -- below waiting. A quick read leaves out running trials that only reported. At most p_limit rows of either kind, so that no lock waits for a slow reader.
 CREATE FUNCTION incident_hpo.changes_v1(p_study int, p_known int, p_ids int[], p_versions int[], p_quick bool, p_limit int)
-RETURNS SETOF incident_hpo.contents_v1 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off
+RETURNS SETOF incident_hpo.contents_v1 LANGUAGE plpgsql STRICT SET search_path = pg_catalog, pg_temp SET jit = off
 SET plan_cache_mode = force_generic_plan AS $$
 BEGIN
     RETURN QUERY
@@ -325,6 +325,10 @@ BEGIN
             verdict := 'equal';
             RETURN;
         END;
+    END IF;
+    IF p_token IS NOT NULL AND p_state IS NULL AND p_contents->'params' IS NULL THEN
+        -- A report does not wait for the disk: if the server crashes, its worker sends it again when it reconnects.
+        PERFORM set_config('synchronous_commit', 'off', true);
     END IF;
     PERFORM incident_hpo.fill_v1(p_trial, p_contents);
     UPDATE incident_hpo.leases l SET expires = clock_timestamp() + s.lease, held = l.held AND p_state IS NULL,

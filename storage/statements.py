@@ -11,7 +11,7 @@ LEFT JOIN LATERAL incident_hpo.changes_v1(
 # Idempotent: contents are upserts, and a state is read back by the lease's token. Fenced by that token.
 SAVE_LEASED = """SELECT s.verdict, x.* FROM incident_hpo.save_v1(%s, %s, %s, %s) s
 LEFT JOIN LATERAL incident_hpo.changes_v1(
-    CASE s.verdict WHEN 'ok' THEN %s END, %s, %s::int[], %s::int[], true, %s) x ON true"""
+    CASE s.verdict WHEN 'ok' THEN %s::int END, %s, %s::int[], %s::int[], true, %s) x ON true"""
 
 # By a writer without a lease: refused while another holds one. Sent again after it ended the trial, it says 'finished'.
 SAVE = "SELECT verdict FROM incident_hpo.save_v1(%s, NULL, %s, %s)"

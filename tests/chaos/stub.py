@@ -119,15 +119,16 @@ def _watch_calls(orders: Orders) -> None:
         wait(self, deadline)
 
     def watched_run(self: Connection, statement: str, values: Values, deadline: float) -> list[Row]:
-        here.name, started = name_of(statement, values), time.monotonic()
+        named = values() if callable(values) else values
+        here.name, started = name_of(statement, named), time.monotonic()
         die(here.name, "before")
         try:
             rows = run(self, statement, values, deadline)
         finally:
             _note(orders.ledger, {"call": here.name, "s": time.monotonic() - started, "at": time.monotonic()})
         die(here.name, "answered")
-        if here.name == "tell" and rows[0][0] == "ok" and isinstance(values, tuple):
-            _note(orders.ledger, {"told": values[0], "at": time.monotonic()})
+        if here.name == "tell" and rows[0][0] == "ok" and isinstance(named, tuple):
+            _note(orders.ledger, {"told": named[0], "at": time.monotonic()})
         return rows
 
     Connection._wait = watched_wait  # type: ignore[method-assign]
