@@ -46,6 +46,12 @@ def parse_url(text: str) -> URL:
     return url
 
 
+def without_password(url: URL) -> URL:
+    """URL.set() takes None for "as it is"."""
+    query = {name: value for name, value in url.query.items() if name != "password"}
+    return URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query)
+
+
 def label(url: URL) -> str:
     """Host, port and database alone: a query may hold a password too."""
     port = url.port or url.query.get("port")

@@ -36,6 +36,7 @@ from storage.connection import Connection
 from storage.connection import Row
 from storage.connection import Unavailable
 from storage.engine import parse_url
+from storage.engine import without_password
 from storage.leases import Claim
 from storage.leases import Lease
 from storage.leases import LeaseLost
@@ -74,7 +75,7 @@ class PostgresStorage(BaseStorage):
         self._ended: set[int] = set()  # trials that this process held: never written again without a new claim
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self._url.set(password=None), "patience_s": self.patience_s}
+        return {"url": without_password(self._url), "patience_s": self.patience_s}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -173,7 +174,7 @@ class PostgresStorage(BaseStorage):
     def get_all_studies(self) -> list[FrozenStudy]:
         return studies.all_studies(self._ask)
 
-    # Optuna's interface: writing trials
+    # Optuna's interface: trials
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         request = str(uuid.uuid4())
@@ -225,8 +226,6 @@ class PostgresStorage(BaseStorage):
     def set_trial_system_attr(self, trial_id: int, key: str, value: JSONSerializable) -> None:
         stored = json.dumps(value)
         self._put(trial_id, Contents(system_attrs={checked_name(key): stored}), _system_attrs={key: json.loads(stored)})
-
-    # Optuna's interface: reading trials
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         with self._turn():
