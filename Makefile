@@ -5,7 +5,7 @@ INSTALLED := .venv/installed
 
 .PHONY: help setup demo test lint bench chaos
 help:
-	@echo 'make demo   search a model on synthetic incidents and export the best (3 minutes after installation)'
+	@echo 'make demo   search a model on synthetic incidents and export the best (1 to 3 minutes after installation)'
 	@echo 'make test   run the tests         make lint   check style, types and imports'
 	@echo 'make bench  compare with peers    make chaos  run the long form of the fault tests'
 

@@ -60,11 +60,7 @@ class Keeper:
             try:
                 self._keep()
                 wait_s = self._interval_s
-            except (
-                Unavailable,
-                StorageError,
-                psycopg2.Error,
-            ) as error:  # main thread says more
+            except (Unavailable, StorageError, psycopg2.Error) as error:
                 logger.warning("lease not renewed: %s", error)
                 wait_s = min(RETRY_S, self._interval_s)
 

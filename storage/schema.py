@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version as release
@@ -51,7 +52,9 @@ def ensure_schema(url: URL, connection: Connection) -> None:
         raise StorageError(str(error)) from None
     except psycopg2.Error as error:
         detail = f" ({error.diag.message_detail})" if error.diag.message_detail else ""
-        raise StorageError(f"PostgreSQL at {label(url)} refuses: {error.diag.message_primary}{detail}") from None
+        raise StorageError(
+            f"PostgreSQL at {label(url)} refuses: {error.diag.message_primary or error}{detail}"
+        ) from None
     assert found is not None
     _refuse_others(found, label(url))
 
@@ -61,8 +64,10 @@ def creation_lock(url: URL) -> Iterator[Transaction]:
     """Held by the one process that makes tables or a study; the others wait."""
     engine = open_engine(url)
     try:
-        with explained(url), engine.begin() as transaction:
-            transaction.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": CREATION_LOCK})
+        with ExitStack() as stack:
+            with explained(url):  # the caller's own errors are not the database's
+                transaction = stack.enter_context(engine.begin())
+                transaction.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": CREATION_LOCK})
             yield transaction
     finally:
         engine.dispose()

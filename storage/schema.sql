@@ -70,7 +70,8 @@ SELECT t.trial_id, t.study_id, t.number, t.state::text AS state, t.datetime_star
      FROM public.trial_system_attributes a WHERE a.trial_id = t.trial_id) AS system_attrs,
     (SELECT json_agg(json_build_array(a.key, a.value_json) ORDER BY a.trial_user_attribute_id)
      FROM public.trial_user_attributes a WHERE a.trial_id = t.trial_id) AS user_attrs,
-    (SELECT string_agg(i.step || ' ' || coalesce(i.intermediate_value::text, incident_hpo.word_v1(i.intermediate_value_type::text)),
+    (SELECT string_agg(i.step || ' ' || coalesce(i.intermediate_value::text,
+                           incident_hpo.word_v1(i.intermediate_value_type::text)),
                        ' ' ORDER BY i.trial_intermediate_value_id)
      FROM public.trial_intermediate_values i WHERE i.trial_id = t.trial_id) AS reports
 FROM public.trials t LEFT JOIN incident_hpo.leases l ON l.trial_id = t.trial_id, LATERAL (
@@ -81,7 +82,8 @@ FROM public.trials t LEFT JOIN incident_hpo.leases l ON l.trial_id = t.trial_id,
 
 -- What a cache lacks: trials from number p_known on, and those of its unfinished ones (p_ids) that changed since the
 -- version it has (p_versions): from 0 on running under a lease, -1 running without one, so that its version tells nothing,
--- below waiting. A quick read leaves out running trials that only reported. At most p_limit rows of either kind, so that no lock waits for a slow reader.
+-- below waiting. A quick read leaves out running trials that only reported. At most p_limit rows of either kind, so that
+-- no lock waits for a slow reader.
 CREATE FUNCTION incident_hpo.changes_v1(p_study int, p_known int, p_ids int[], p_versions int[], p_quick bool, p_limit int)
 RETURNS SETOF incident_hpo.contents_v1 LANGUAGE plpgsql STRICT SET search_path = pg_catalog, pg_temp SET jit = off
 SET plan_cache_mode = force_generic_plan AS $$
@@ -100,7 +102,8 @@ BEGIN
              ELSE true END
          ORDER BY t.number LIMIT p_limit)
     )
-    SELECT whole.* FROM changed, LATERAL (SELECT * FROM incident_hpo.contents_v1 c WHERE c.trial_id = changed.trial_id OFFSET 0) whole
+    SELECT whole.* FROM changed,
+        LATERAL (SELECT * FROM incident_hpo.contents_v1 c WHERE c.trial_id = changed.trial_id OFFSET 0) whole
     ORDER BY changed.number;
 END $$;
 
@@ -326,8 +329,9 @@ BEGIN
             RETURN;
         END;
     END IF;
-    IF p_token IS NOT NULL AND p_state IS NULL AND p_contents->'params' IS NULL THEN
-        -- A report does not wait for the disk: if the server crashes, its worker sends it again when it reconnects.
+    IF p_token IS NOT NULL AND p_state IS NULL AND p_contents->'params' IS NULL
+       AND p_contents->'system_attrs' IS NULL AND p_contents->'user_attrs' IS NULL THEN
+        -- A mere report does not wait for the disk: if the server crashes, its worker sends it again when it reconnects.
         PERFORM set_config('synchronous_commit', 'off', true);
     END IF;
     PERFORM incident_hpo.fill_v1(p_trial, p_contents);

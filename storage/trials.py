@@ -62,7 +62,8 @@ class Contents:
 
 def checked_name(name: str) -> str:
     """Of a parameter or an attribute. Raises ValueError for what Optuna's tables cannot hold."""
-    if "\0" in name or len(name.encode("utf-16-le")) // 2 > MAX_NAME:
+    name.encode()  # raises for a lone surrogate, which is no text
+    if "\0" in name or len(name) > MAX_NAME:
         raise ValueError(f"a name holds no NUL and at most {MAX_NAME} characters, not {name[:20]!r} ({len(name)})")
     return name
 

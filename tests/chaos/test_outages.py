@@ -178,3 +178,17 @@ def test_worker_told_to_stop_in_a_network_that_swallows_everything_is_gone_in_ti
         time.sleep(1)  # so that a report is under way
         crew.processes[0].terminate()
         assert crew.join(STOPPED_WITHIN_S) == [75]
+
+
+def test_attribute_that_went_with_a_report_survives_a_crash_of_the_server(own_server: tuple[Path, URL]) -> None:
+    home, url = own_server
+    storage = PostgresStorage(url)
+    study = optuna.create_study(study_name="study", storage=storage, direction="maximize")
+    storage.manage(study._study_id, 1, lease_s=60)
+    trial_id = storage.claim(study._study_id, "worker").trial_id
+    assert trial_id is not None
+    storage.set_trial_system_attr(trial_id, "rung", 1)
+    storage.set_trial_intermediate_value(trial_id, 1, 0.5)
+    kill_server(home)
+    embedded.start(home)
+    assert PostgresStorage(url).get_trial(trial_id).system_attrs == {"rung": 1}
