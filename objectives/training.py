@@ -58,10 +58,10 @@ def fit(
     keep = Keeper(optimization, run, interruptions)
     try:
         while run.stop_reason == "completed" and len(run.curve) < len(evaluations):
+            keep.now_and_then()
             if run.examples >= evaluations[len(run.curve)]:
                 progress = Progress(evaluations[len(run.curve)], run.examples / len(ends), evaluate())
                 _judge(run, progress, encoder, config, report(progress))
-                keep.now_and_then()
                 continue
             interruptions.check()
             batch = next(batches)
