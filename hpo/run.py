@@ -61,7 +61,10 @@ def create_from_file(path: Path) -> tuple[URL, StudyFile, optuna.Study]:
     file = read_study_file(path)
     load_data(file.incidents, file.splits, file.pairs)
     url = storage_url()
-    return url, file, create_study(url, PostgresStorage(url, patience_s=LOOK_PATIENCE_S), file)
+    storage = PostgresStorage(url, patience_s=LOOK_PATIENCE_S)
+    create_study(url, storage, file)
+    study, stored = open_study(storage, file.name)
+    return url, stored, study
 
 
 def open_by_name(name: str) -> tuple[optuna.Study, StudyFile]:

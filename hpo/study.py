@@ -17,6 +17,7 @@ from hpo.config import identity
 from hpo.config import searched
 from hpo.errors import InputError
 from hpo.errors import SetupError
+from objectives.model_files import pin
 from storage.native import PostgresStorage
 from storage.schema import creation_lock
 
@@ -29,13 +30,15 @@ PACKAGES = ("incident-hpo", "optuna", "sentence-transformers", "transformers", "
 def create_study(url: URL, storage: PostgresStorage, file: StudyFile) -> optuna.Study:
     """Makes the study, or opens it if it was made from the same configuration; its budget becomes the file's.
 
-    Raises InputError if the name is taken by another configuration; that study stays as it is.
+    Its model is the version at hand when it was made. Raises InputError if the name is taken by another
+    configuration, which stays as it is, and ModelError.
     """
     with creation_lock(url):
         if file.name in optuna.get_all_study_names(storage):
             study = optuna.load_study(study_name=file.name, storage=storage)
-            _refuse_other(study, file)
+            file = _as_stored(study, file)
         else:
+            file = _pinned(file)
             study = optuna.create_study(study_name=file.name, storage=storage, direction="maximize")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -90,16 +93,26 @@ def is_baseline(trial: FrozenTrial | optuna.Trial) -> bool:
     return BASELINE in trial.user_attrs
 
 
-def _refuse_other(study: optuna.Study, file: StudyFile) -> None:
+def _pinned(file: StudyFile) -> StudyFile:
+    return file.model_copy(update={"model_revision": pin(file.model, file.model_revision)})
+
+
+def _as_stored(study: optuna.Study, file: StudyFile) -> StudyFile:
+    """The file with the model's version that the study was made with. Raises InputError if it differs elsewhere."""
     if _is_blank(study):
-        return  # its maker died at once
+        return _pinned(file)  # its maker died at once
     stored = _stored_file(study)
+    if file.model_revision is not None:
+        file = _pinned(file)
+    elif file.model == stored.model:
+        file = file.model_copy(update={"model_revision": stored.model_revision})
     before, now = identity(stored), identity(file)
     if changed := [key for key in now if now[key] != before[key]]:
         raise InputError(
             f"study {file.name!r} exists with another configuration (other {', '.join(changed)}). "
             "Give the file another name, or run the file that the study was made from"
         )
+    return file
 
 
 def _is_blank(study: optuna.Study) -> bool:

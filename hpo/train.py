@@ -15,15 +15,18 @@ from hpo.export import read_best_file
 from hpo.files import write_text
 from objectives.data import load_data
 from objectives.evaluation import METRICS
+from objectives.model_files import fetch
 from objectives.pairs import grade
 
 
 def train_from_file(path: Path, out: Path) -> None:
     """The same fine-tuning as the trial's, with a report that prints. Raises InputError if `out` exists."""
-    best, config = read_best_file(path)
+    best, job = read_best_file(path)
+    config = job.config
     if out.exists():
         raise InputError(f"{out} exists; give another folder, or remove it")
     load_data(config.incidents, config.splits, config.pairs)  # bad input is found before torch is loaded
+    fetch(config.model, config.model_revision)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
     from objectives.finetune import finetune
@@ -34,7 +37,7 @@ def train_from_file(path: Path, out: Path) -> None:
         print(f"epoch {progress.epoch:6.2f}  spearman {progress.scores['spearman']:.4f}", flush=True)
         return "go on"
 
-    trained = finetune(config, report)
+    trained = finetune(config, report, memory=job.memory)
     partial = out.with_name(f".{out.name}.partial")
     trained.save(partial)
     partial.rename(out)

@@ -18,6 +18,7 @@ import psutil
 from hpo.config import Deadlines
 from hpo.config import Limits
 from hpo.memory import oom_kills
+from objectives.config import ALIVE_S
 from objectives.config import Job
 
 # All that a trainer needs of its environment. No database URL, no secrets: training runs third-party code.
@@ -30,16 +31,18 @@ PASSED_ON = (
     "LD_LIBRARY_PATH",
     "CUDA_VISIBLE_DEVICES",
     "HF_HOME",
-    "HF_HUB_OFFLINE",
+    "HF_HUB_CACHE",
+    "XDG_CACHE_HOME",
     "PYTHONPATH",
     "VIRTUAL_ENV",
 )
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}  # its worker has fetched the model
 Verdict = str
 OnStart = Callable[[list[tuple[int, float]]], None]
 OnReport = Callable[[int, float, dict[str, float]], Verdict]
 STOP_S = 8.0  # from being asked to stop until the trainer is killed
 KILL_S = 20.0  # from SIGTERM to SIGKILL for one that hangs
-SLOWER = 10  # a silence so many times as long as the longest before is a hang
+SLOWER = 10  # a step so many times as long as the longest before is a hang
 
 
 class TrainerDied(Exception):
@@ -87,7 +90,7 @@ class TrainerProcess:
                 on_start(message["curve"])
                 wait_s = self.deadlines.idle_s
             elif message["event"] in ("alive", "report"):
-                wait_s = max(wait_s, SLOWER * (time.monotonic() - asked))
+                wait_s = max(wait_s, SLOWER * (time.monotonic() - asked - ALIVE_S))
                 if excess := self._excess(process, started):
                     self.discard()
                     return excess
@@ -161,7 +164,7 @@ def _start() -> subprocess.Popen[bytes]:
         [sys.executable, "-m", "objectives.trainer"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=environment | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+        env=environment | OFFLINE | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
         start_new_session=True,  # Ctrl-C is the worker's to handle
     )
 

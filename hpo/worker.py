@@ -34,6 +34,7 @@ from hpo.study import refuse_other_versions
 from hpo.trainer_process import TrainerDied
 from hpo.trainer_process import TrainerProcess
 from objectives.config import Job
+from objectives.model_files import fetch
 from search_spaces.space import suggest
 from storage.connection import Unavailable
 from storage.embedded import default_home
@@ -71,6 +72,7 @@ def work(url: URL, name: str) -> int:
     storage.patience_s = file.patience_s
     trainer.deadlines, trainer.limits = file.deadlines, file.limits
     refuse_other_versions(study)
+    fetch(file.model, file.model_revision)  # once; the trainer never asks the hub
     study.pruner = make_pruner(file)
     keeper = Keeper(storage, url, study._study_id, file.lease_s)
     keeper.start()

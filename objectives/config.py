@@ -17,6 +17,9 @@ from pydantic import model_validator
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 STATIC = "static:"  # before a model's name: its token vectors alone
 
+ALIVE_S = 1.0  # a trainer at work says so about so often
+
+Precision = Literal["auto", "float32", "bfloat16"]  # auto: bfloat16 where a GPU has it
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -89,6 +92,7 @@ class Training(BaseModel):
     patience: Positive | Literal["off"] = "off"
     min_epochs: Annotated[float, Field(ge=0)] = 0.0
     eval_every_examples: Positive = 5_000
+    precision: Precision = "auto"
 
     @model_validator(mode="after")
     def _batch_fits_between_evaluations(self) -> Training:
@@ -105,6 +109,7 @@ class TrialConfig(BaseModel):
     splits: Splits = Splits()
     pairs: Pairs = Pairs()
     model: Annotated[str, Field(min_length=1)]
+    model_revision: str | None = None  # as model_files.pin() says it; None: whichever is at hand
     max_seq_tokens: Annotated[int, Field(ge=4)] = 128
     training: Training = Training()
     seed: Annotated[int, Field(ge=0)] = 0

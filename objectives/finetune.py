@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from objectives.config import AT_ONCE
+from objectives.config import STATIC
 from objectives.config import Incidents
 from objectives.config import Memory
 from objectives.config import Pairs
@@ -18,14 +19,17 @@ from objectives.config import Splits
 from objectives.config import TrialConfig
 from objectives.data import Data
 from objectives.data import load_data
+from objectives.device import device_name
+from objectives.device import is_deterministic
+from objectives.device import resolved
 from objectives.evaluation import FloatArray
 from objectives.evaluation import Ranking
 from objectives.evaluation import bootstrap_intervals
 from objectives.evaluation import ceilings
 from objectives.evaluation import rank_pairs
 from objectives.evaluation import score
+from objectives.model_files import fetch
 from objectives.models import Encoder
-from objectives.models import device
 from objectives.models import encode
 from objectives.models import load_encoder
 from objectives.pairs import GradedPairs
@@ -50,6 +54,8 @@ class Result:
     best_epoch: float
     train_pairs: int
     device: str
+    precision: str
+    deterministic: bool
     micro_batch: int | None  # None: batches were computed at once
     gradient_checkpointing: bool
 
@@ -67,18 +73,21 @@ def finetune(
     config: TrialConfig, report: Report, interruptions: Interruptions = UNINTERRUPTED, memory: Memory = AT_ONCE
 ) -> Finetuned:
     """Raises Diverged or Collapsed (these parameters cannot work), Interrupted, or for a broken set-up DataError,
-    ModelError or CheckpointError.
+    ModelError, DeviceError or CheckpointError.
     """
     torch.set_num_threads(config.threads)
     data = load_data(config.incidents, config.splits, config.pairs)
-    untrained = _untrained(config.incidents, config.splits, config.pairs, config.model, config.max_seq_tokens)
-    encoder = load_encoder(config.model, config.max_seq_tokens, data.table.texts)
+    interruptions.check()
+    model = _at_hand(config)
+    untrained = _untrained(config.incidents, config.splits, config.pairs, model, config.max_seq_tokens)
+    interruptions.check()
+    encoder = load_encoder(model, config.max_seq_tokens, data.table.texts)
 
     def evaluate() -> Scores:
         return score(rank_validation(encoder, data, interruptions.check))
 
     run = fit(encoder, data.train, config.training, config.seed, evaluate, report, interruptions, memory)
-    ranking, pairs = rank_validation(encoder, data), data.validation
+    ranking, pairs = rank_validation(encoder, data, interruptions.check), data.validation
     pruned = run.stop_reason == "pruned"
     result = Result(
         scores=score(ranking),
@@ -89,7 +98,9 @@ def finetune(
         stop_epoch=run.curve[-1].epoch,
         best_epoch=run.best.epoch if run.best else 0.0,
         train_pairs=len(data.train),
-        device=device(),
+        device=device_name(),
+        precision=resolved(config.training.precision, encoder.model),
+        deterministic=is_deterministic(),
         **memory.model_dump(),
     )
     return Finetuned(result, encoder)
@@ -107,6 +118,12 @@ def _similarities(encoder: Encoder, pairs: GradedPairs, check: Callable[[], None
     a, b = np.split(rows, 2)
     cosines: FloatArray = np.einsum("ij,ij->i", vectors[a], vectors[b])
     return cosines
+
+
+def _at_hand(config: TrialConfig) -> str:
+    """The model as the folder that holds it."""
+    folder = fetch(config.model, config.model_revision)
+    return f"{STATIC}{folder}" if config.model.startswith(STATIC) else str(folder)
 
 
 @lru_cache(maxsize=1)

@@ -8,12 +8,10 @@ name; remote code never runs, weights are safetensors only.
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,16 +23,13 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 
 from objectives.config import STATIC
+from objectives.device import device
 from objectives.incidents import IntArray
+from objectives.model_files import ModelError
+from objectives.model_files import fetch
 
 ENCODE_BATCH = 256
 Features = dict[str, torch.Tensor]
-
-
-class ModelError(Exception):
-    """The base model cannot be loaded; the message says from where and what to do."""
-
-    exit_code = 78
 
 
 @dataclass(frozen=True)
@@ -67,10 +62,6 @@ def encode(encoder: Encoder, numbers: IntArray, check: Callable[[], None] = lamb
             embedding = encoder.model(encoder.collate(numbers[rows]))["sentence_embedding"]
             vectors[rows] = torch.nn.functional.normalize(embedding, dim=1).float().cpu().numpy()
     return vectors
-
-
-def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _static_encoder(name: str, max_seq_tokens: int, texts: Sequence[str]) -> Encoder:
@@ -128,18 +119,8 @@ def _token_embeddings(name: str) -> tuple[Tokenizer, torch.Tensor]:
 def _base_model(name: str) -> SentenceTransformer:
     try:
         return SentenceTransformer(
-            _source(name), device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True}
+            str(fetch(name)), device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True}
         )
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ModelError(f"model {name!r} cannot be loaded: {reason}. Give a folder or install its package") from None
-
-
-def _source(name: str) -> str:
-    """A folder as it is; else the folder `model` of an installed package of that name; else a hub name."""
-    if Path(name).is_dir():
-        return name
-    module = name.replace("-", "_").replace(".", "_")
-    package = importlib.util.find_spec(module) if module.isidentifier() else None
-    folder = Path(package.origin).parent / "model" if package and package.origin else None
-    return str(folder) if folder and folder.is_dir() else name

@@ -12,6 +12,8 @@ from transformers import get_scheduler
 
 from objectives.config import Memory
 from objectives.config import Training
+from objectives.device import resolved
+from objectives.device import train_in_bfloat16
 from objectives.incidents import IntArray
 from objectives.models import Encoder
 from objectives.progress import Diverged
@@ -25,6 +27,8 @@ class Optimization:
     def __init__(self, encoder: Encoder, config: Training, steps: int, memory: Memory) -> None:
         self.encoder = encoder
         self._max_grad_norm = config.max_grad_norm
+        if resolved(config.precision, encoder.model) == "bfloat16":
+            train_in_bfloat16(encoder.model)
         self._loss = _loss(encoder, config, memory)
         self._parameters = [parameter for parameter in encoder.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(

@@ -24,11 +24,13 @@ from typing import Any
 import torch
 
 from objectives.checkpoints import CheckpointError
+from objectives.config import ALIVE_S
 from objectives.config import Job
+from objectives.device import DeviceError
 from objectives.evaluation import Collapsed
 from objectives.finetune import finetune
 from objectives.incidents import DataError
-from objectives.models import ModelError
+from objectives.model_files import ModelError
 from objectives.progress import Diverged
 from objectives.progress import Interrupted
 from objectives.progress import Interruptions
@@ -36,9 +38,8 @@ from objectives.progress import Progress
 
 INFEASIBLE = (Collapsed, Diverged)
 OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")  # what torch says of it
-BROKEN_SETUP = (DataError, ModelError, CheckpointError)
+BROKEN_SETUP = (DataError, ModelError, DeviceError, CheckpointError)
 STOP = '"stop"'
-ALIVE_S = 1.0
 
 
 class Pipe:

@@ -155,10 +155,10 @@ def test_export_of_two_writes_two_files_that_read_back(search: Search, hpo: Run,
     ended = hpo(search.url, "export", "small", "--top", "2", "-o", tmp_path / "found.yaml")
     paths = [tmp_path / "found.yaml", tmp_path / "found-2.yaml"]
     assert (ended.returncode, ended.stdout) == (0, "".join(f"{path}\n" for path in paths))
-    (best, config), (second, _) = map(read_best_file, paths)
+    (best, job), (second, _) = map(read_best_file, paths)
     assert best.metrics["spearman"].value >= second.metrics["spearman"].value
     assert best.provenance["trial"] != second.provenance["trial"]
-    assert config.incidents.path == str(search.path.with_name("incidents.csv"))
+    assert job.config.incidents.path == str(search.path.with_name("incidents.csv"))
     for path, file in zip(paths, (best, second), strict=True):
         assert yaml.safe_load(path.read_text()) == file.model_dump(mode="json")
 

@@ -10,8 +10,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
+from objectives.model_files import ModelError
 from objectives.models import Encoder
-from objectives.models import ModelError
 from objectives.models import encode
 from objectives.models import load_encoder
 

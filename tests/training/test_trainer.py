@@ -42,7 +42,7 @@ class Trainer:
     def receive(self) -> Message:
         assert self.process.stdout
         answer: Message = json.loads(self.process.stdout.readline())
-        return answer
+        return self.receive() if answer["event"] == "alive" else answer
 
     def run(self, config: TrialConfig, verdict: str = "go on") -> list[Message]:
         """All messages of one trial; every report is answered with `verdict`."""

@@ -115,6 +115,7 @@ CHANGES: dict[str, Any] = {
     "splits": {"seed": 1},
     "pairs": {"seed": 1},
     "model": "other",
+    "model_revision": "other",
     "max_seq_tokens": 64,
     "training": {"weight_decay": 0.01},
     "space": {"parameters": {"epochs": {"type": "int", "low": 1, "high": 2}}},

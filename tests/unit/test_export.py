@@ -18,6 +18,8 @@ from hpo.export import read_best_file
 from hpo.study import BASELINE
 from hpo.study import VERSIONS
 from hpo.study import installed_versions
+from objectives.config import Job
+from objectives.config import Memory
 from objectives.config import Splits
 from objectives.config import Training
 from objectives.evaluation import METRICS
@@ -33,6 +35,10 @@ FOUND: dict[str, Any] = {
     "best_epoch": 1.5,
     "train_pairs": 400,
     "device": "cpu",
+    "deterministic": True,
+    "precision": "float32",
+    "micro_batch": 16,
+    "gradient_checkpointing": True,
     BASELINE: "v4",
 }
 
@@ -63,9 +69,10 @@ def study(file: StudyFile) -> optuna.Study:
 
 def test_the_best_trial_is_read_back_as_it_was_trained(tmp_path: Path, study: optuna.Study, file: StudyFile) -> None:
     paths = export(study, file, tmp_path / "best.yaml")
-    best, config = read_best_file(tmp_path / "best.yaml")
+    best, job = read_best_file(tmp_path / "best.yaml")
     assert paths == [tmp_path / "best.yaml"]
-    assert config == trial_config(file, study.trials[1].params, 1)
+    trained = trial_config(file, study.trials[1].params | {"precision": "float32"}, 1)
+    assert job == Job(config=trained, memory=Memory(micro_batch=16, gradient_checkpointing=True))
     assert (best.threshold, best.metrics["f1"].interval) == (1e-5, (0.7, 0.8))
 
 
