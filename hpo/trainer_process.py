@@ -38,7 +38,7 @@ PASSED_ON = (
 )
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}  # its worker has fetched the model
 Verdict = str
-OnStart = Callable[[list[tuple[int, float]]], None]
+OnStart = Callable[[int, list[tuple[int, float]]], None]
 OnReport = Callable[[int, float, dict[str, float]], Verdict]
 STOP_S = 8.0  # from being asked to stop until the trainer is killed
 KILL_S = 20.0  # from SIGTERM to SIGKILL for one that hangs
@@ -60,7 +60,8 @@ class TrainerProcess:
         self._received = b""
 
     def run(self, job: Job, on_start: OnStart, on_report: OnReport) -> dict[str, Any]:
-        """One trial; returns the message that ended it. `on_start` gets steps and scores that need no repetition.
+        """One trial; returns the message that ended it. `on_start` gets what need not be repeated: how many examples,
+        and the steps and scores on the way.
 
         Raises TrainerDied.
         """
@@ -87,7 +88,7 @@ class TrainerProcess:
             asked = time.monotonic()
             message = self._receive(process, wait_s)
             if message["event"] == "started":
-                on_start(message["curve"])
+                on_start(message["examples"], message["curve"])
                 wait_s = self.deadlines.idle_s
             elif message["event"] in ("alive", "report"):
                 wait_s = max(wait_s, SLOWER * (time.monotonic() - asked - ALIVE_S))

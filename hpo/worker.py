@@ -164,7 +164,7 @@ def _train(worker: Worker, trial_id: int) -> dict[str, Any]:
     message: dict[str, Any] = {}
     for memory in ladder(job.config):
         rung = job.model_copy(update={"memory": memory})
-        message = worker.trainer.run(rung, partial(_on_start, trial), partial(_on_report, trial))
+        message = worker.trainer.run(rung, partial(_on_start, worker, trial), partial(_on_report, trial))
         if message["event"] != "out_of_memory":
             return message
         logger.warning("trial %d ran out of memory (%s): %s", trial.number, memory, message["message"])
@@ -177,12 +177,13 @@ def _checkpoint_folder(worker: Worker, number: int) -> Path:
     return Path(root) / worker.file.name / str(number)
 
 
-def _on_start(trial: optuna.Trial, curve: list[tuple[int, float]]) -> None:
+def _on_start(worker: Worker, trial: optuna.Trial, examples: int, curve: list[tuple[int, float]]) -> None:
     """What an earlier run reported and this one need not repeat is reported again: the claim began with nothing."""
     for step, spearman in curve:
         _report(trial, step, spearman)
-    if curve:
-        logger.info("trial %d goes on from %d examples", trial.number, curve[-1][0])
+    if examples:
+        worker.storage.resumed(trial._trial_id, examples)
+        logger.info("trial %d goes on from %d examples", trial.number, examples)
 
 
 def _on_report(trial: optuna.Trial, step: int, epoch: float, scores: dict[str, float]) -> str:

@@ -45,7 +45,7 @@ class Interruptions:
     every_s: float = 60.0
     trial: str = ""  # what the checkpoints are of: those of anything else are not used
     is_asked: Callable[[], bool] = lambda: False
-    on_start: Callable[[list[Progress]], None] = lambda curve: None  # with the evaluations it need not repeat
+    on_start: Callable[[int, list[Progress]], None] = lambda examples, curve: None  # what it need not repeat
 
     def check(self) -> None:
         if self.is_asked():

@@ -111,8 +111,9 @@ def _train(job: Job, pipe: Pipe) -> str:
         pipe.send(_line("report", **asdict(progress)))
         return json.loads(pipe.receive())
 
-    def on_start(curve: list[Progress]) -> None:
-        pipe.send(_line("started", curve=[(progress.step, progress.scores["spearman"]) for progress in curve]))
+    def on_start(examples: int, curve: list[Progress]) -> None:
+        steps = [(progress.step, progress.scores["spearman"]) for progress in curve]
+        pipe.send(_line("started", examples=examples, curve=steps))
 
     interruptions = Interruptions(
         folder=Path(job.checkpoint_folder) if job.checkpoint_folder else None,

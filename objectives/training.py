@@ -52,7 +52,7 @@ def fit(
     steps = config.epochs * math.ceil(len(ends) / config.batch_size)
     optimization = Optimization(encoder, config, steps, memory)
     run = resume(optimization, interruptions)
-    interruptions.on_start(run.curve)
+    interruptions.on_start(run.examples, run.curve)
     evaluations = _evaluation_steps(config.epochs * len(ends), config.eval_every_examples)
     batches = islice(_batches(len(ends), config.batch_size, config.epochs, seed), run.batches, None)
     keep = Keeper(optimization, run, interruptions)

@@ -121,6 +121,12 @@ class PostgresStorage(BaseStorage):
             lease.pending.params_hash = params_hash
             return self._flush(trial_id, lease, None, self.patience_s) != "equal"
 
+    def resumed(self, trial_id: int, examples: int) -> None:
+        """The run goes on from so many examples; if no run had come that far, attempts are counted anew."""
+        with self._turn():
+            if lease := self._held(trial_id):
+                self._ask(statements.RESUMED, (trial_id, lease.token, examples))
+
     def release(self, trial_id: int, *, reason: str | None, patience_s: float | None = None) -> bool:
         """Gives a claimed trial back, to wait; with a reason, the third time to fail. Whether it was held here."""
         with self._turn():
@@ -251,10 +257,7 @@ class PostgresStorage(BaseStorage):
         return copy.deepcopy(trials) if deepcopy else trials
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
-        rows = self._ask(statements.READ_TRIAL_ID, (study_id, trial_number))
-        if not rows:
-            raise KeyError(f"no trial {trial_number} in study {study_id}")
-        return int(rows[0][0])
+        return studies.trial_id(self._ask, study_id, trial_number)
 
     def remove_session(self) -> None:
         self._connection.close()
@@ -307,10 +310,7 @@ class PostgresStorage(BaseStorage):
 
     def _updatable(self, trial_id: int) -> StudyCache:
         """Newest knowledge of the study of a trial that can be written. Raises KeyError, UpdateFinishedTrialError."""
-        rows = self._ask(statements.READ_STUDY_OF, (trial_id,))
-        if not rows:
-            raise KeyError(f"no trial {trial_id}")
-        cache = self._cache(rows[0][0])
+        cache = self._cache(studies.of_trial(self._ask, trial_id))
         self._refresh(cache)
         self.check_trial_is_updatable(trial_id, cache.get(trial_id).state)
         return cache

@@ -1,4 +1,4 @@
-"""Optuna's tables and our own schema: made by one process while others wait, refused when of another version."""
+"""Optuna's tables and our own schema: made or brought up to date by one process while others wait."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ from storage.engine import label
 from storage.engine import open_engine
 from storage.engine import open_rdb_storage
 
-VERSION = 1
-OPTUNA_REVISION = "v3.2.0.a"  # of Optuna's tables, for which schema.sql is written
+FILES = ("schema.sql", "schema_2.sql")  # each leads to the next version
+VERSION = len(FILES)
+OPTUNA_REVISION = "v3.2.0.a"  # of Optuna's tables, for which they are written
 CREATION_LOCK = 0x68706F
 START_PATIENCE_S = 15.0
 FOUND = """SELECT version, made_by, (SELECT version_num FROM public.alembic_version),
     current_setting('transaction_isolation') FROM incident_hpo.version"""
-STAMP = "INSERT INTO incident_hpo.version (version, made_by) VALUES (%s, %s)"
+STAMP = """INSERT INTO incident_hpo.version (version, made_by) VALUES (%s, %s)
+ON CONFLICT (only_row) DO UPDATE SET version = excluded.version, made_by = excluded.made_by"""
+HELD = "SELECT count(*) FROM incident_hpo.leases WHERE held AND expires > clock_timestamp()"
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,12 @@ class Found:
 
 
 def ensure_schema(url: URL, connection: Connection) -> None:
-    """Makes what is missing and changes nothing that is there. Raises StorageError."""
+    """Makes what is missing; what an earlier release made is brought up to date. Raises StorageError."""
     try:
         found = _found(connection)
-        if found is None:
+        if found is None or found.version < VERSION:
             with creation_lock(url) as transaction:
-                if _found(connection) is None:
-                    _make(url, transaction)
+                _bring_up_to_date(url, transaction, _found(connection))
             found = _found(connection)
     except Unavailable as error:
         raise StorageError(str(error)) from None
@@ -81,8 +83,24 @@ def _found(connection: Connection) -> Found | None:
         return None
 
 
-def _make(url: URL, transaction: Transaction) -> None:
-    """Optuna's tables on its own connection, whatever an earlier maker left undone; ours in one transaction."""
+def _bring_up_to_date(url: URL, transaction: Transaction, found: Found | None) -> None:
+    """Ours in one transaction."""
+    cursor = transaction.connection.cursor()
+    if found is None:
+        _make_optunas(url, transaction)
+    elif found.version < VERSION:
+        if held := transaction.execute(text(HELD)).scalar():
+            raise StorageError(
+                f"PostgreSQL at {label(url)} holds tables of an earlier release (schema {found.version}, here "
+                f"{VERSION}) while workers run {held} of its trials; stop them, then run this again"
+            )
+    for name in FILES[found.version if found else 0 :]:
+        cursor.execute(files("storage").joinpath(name).read_text())
+    cursor.execute(STAMP, (VERSION, f"incident-hpo=={release('incident-hpo')} optuna=={release('optuna')}"))
+
+
+def _make_optunas(url: URL, transaction: Transaction) -> None:
+    """On Optuna's own connection, whatever an earlier maker left undone."""
     if not transaction.execute(text("SELECT has_database_privilege(current_database(), 'CREATE')")).scalar():
         raise StorageError(
             f"PostgreSQL at {label(url)}: the role may not create a schema; GRANT CREATE ON DATABASE to it"
@@ -94,9 +112,6 @@ def _make(url: URL, transaction: Transaction) -> None:
         raise StorageError(
             f"PostgreSQL at {label(url)}: Optuna's tables are not in schema public; use another database"
         )
-    cursor = transaction.connection.cursor()
-    cursor.execute(files("storage").joinpath("schema.sql").read_text())
-    cursor.execute(STAMP, (VERSION, f"incident-hpo=={release('incident-hpo')} optuna=={release('optuna')}"))
 
 
 def _refuse_others(found: Found, where: str) -> None:

@@ -1,6 +1,6 @@
 """What the storage sends, each one message and one transaction; why each may be sent again when its answer was lost.
 
-The functions and the view are in schema.sql, where the locks are explained.
+The functions and the view are in schema*.sql, where the locks are explained.
 """
 
 # Idempotent by its request key. LATERAL on the first function's result: changes are read after it has written.
@@ -23,6 +23,9 @@ CREATE = """SELECT incident_hpo.create_v1(%s, %s, %s,
 # Fenced by the token; sent again it finds nothing to release.
 RELEASE = "SELECT incident_hpo.release_v1(%s, %s, %s)"
 
+# Fenced by the token; sent again it finds nothing to change.
+RESUMED = "SELECT incident_hpo.resumed_v1(%s, %s, %s)"
+
 # Both parts may be repeated: a renewal is an update to now, a sweep follows from the tables.
 KEEP = "SELECT incident_hpo.renew_v1(%s, %s), incident_hpo.sweep_v1(%s, %s)"
 
@@ -32,8 +35,6 @@ LEFT JOIN LATERAL incident_hpo.changes_v1(s.study_id, %s, %s::int[], %s::int[], 
 WHERE s.study_id = %s"""
 
 READ_TRIAL = "SELECT * FROM incident_hpo.contents_v1 WHERE trial_id = %s"
-READ_STUDY_OF = "SELECT study_id FROM public.trials WHERE trial_id = %s"
-READ_TRIAL_ID = "SELECT trial_id FROM public.trials WHERE study_id = %s AND number = %s"
 
 MANAGE = """INSERT INTO incident_hpo.studies (study_id, budget, lease) VALUES (%s, %s, make_interval(secs => %s))
 ON CONFLICT (study_id) DO UPDATE SET budget = excluded.budget, lease = excluded.lease"""

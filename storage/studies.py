@@ -44,6 +44,8 @@ LOCK_STUDY = "SELECT FROM public.studies WHERE study_id = %(study)s FOR UPDATE;"
 STUDY_ID = "SELECT study_id FROM public.studies WHERE study_name = %s"
 STUDY_NAME = "SELECT study_name FROM public.studies WHERE study_id = %s"
 DIRECTIONS = "SELECT direction::text FROM public.study_directions WHERE study_id = %s ORDER BY objective"
+STUDY_OF = "SELECT study_id FROM public.trials WHERE trial_id = %s"
+TRIAL_ID = "SELECT trial_id FROM public.trials WHERE study_id = %s AND number = %s"
 SET_ATTRIBUTE = """INSERT INTO public.study_{kind}_attributes (study_id, key, value_json) VALUES (%s, %s, %s)
 ON CONFLICT (study_id, key) DO UPDATE SET value_json = excluded.value_json"""
 # One row with NULLs for a study without attributes, none for no study.
@@ -74,16 +76,24 @@ def delete(ask: Ask, study_id: int) -> None:
 
 
 def id_of(ask: Ask, name: str) -> int:
-    return int(_only(ask(STUDY_ID, (name,)), name))
+    return int(_only(ask(STUDY_ID, (name,)), f"study {name!r}"))
 
 
 def name_of(ask: Ask, study_id: int) -> str:
-    return str(_only(ask(STUDY_NAME, (study_id,)), study_id))
+    return str(_only(ask(STUDY_NAME, (study_id,)), f"study {study_id}"))
+
+
+def of_trial(ask: Ask, trial_id: int) -> int:
+    return int(_only(ask(STUDY_OF, (trial_id,)), f"trial {trial_id}"))
+
+
+def trial_id(ask: Ask, study_id: int, number: int) -> int:
+    return int(_only(ask(TRIAL_ID, (study_id, number)), f"trial {number} in study {study_id}"))
 
 
 def directions_of(ask: Ask, study_id: int) -> list[StudyDirection]:
     rows = ask(DIRECTIONS, (study_id,))
-    _only(rows, study_id)
+    _only(rows, f"study {study_id}")
     return [StudyDirection[name] for (name,) in rows]
 
 
@@ -96,7 +106,7 @@ def set_attribute(ask: Ask, kind: Kind, study_id: int, key: str, value: Any) -> 
 
 def attributes(ask: Ask, kind: Kind, study_id: int) -> dict[str, Any]:
     rows = ask(ATTRIBUTES.format(kind=kind), (study_id,))
-    _only(rows, study_id)
+    _only(rows, f"study {study_id}")
     return {key: json.loads(value) for key, value in rows if key is not None}
 
 
@@ -114,7 +124,7 @@ def all_studies(ask: Ask) -> list[FrozenStudy]:
     ]
 
 
-def _only(rows: list[Row], what: object) -> Any:
+def _only(rows: list[Row], what: str) -> Any:
     if not rows:
-        raise KeyError(f"no study {what!r}")
+        raise KeyError(f"no {what}")
     return rows[0][0]

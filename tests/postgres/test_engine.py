@@ -12,12 +12,18 @@ import pytest
 from sqlalchemy import URL
 from sqlalchemy import make_url
 
+from storage import schema
 from storage.engine import StorageError
 from storage.engine import open_rdb_storage
 from storage.engine import parse_url
 from storage.native import PostgresStorage
 
+Query = Callable[..., list[tuple[object, ...]]]
 SECRET = "p%41{x}@:/ä"
+VERSION = "SELECT version FROM incident_hpo.version"
+OURS = """SELECT 'column', table_name::text, column_name::text, data_type::text FROM information_schema.columns
+WHERE table_schema = 'incident_hpo' UNION ALL SELECT 'function', proname::text, prosrc, '' FROM pg_proc
+WHERE pronamespace = 'incident_hpo'::regnamespace ORDER BY 1, 2, 3"""
 OPEN = """
 from hpo.connect import storage_url
 from storage.native import PostgresStorage
@@ -129,6 +135,34 @@ def test_database_that_this_release_cannot_work_with_is_refused_with_the_mend(
     assert {name: found for name, found in rows(database).items() if "version" not in name} == {
         name: found for name, found in before.items() if "version" not in name
     }
+
+
+@pytest.fixture
+def earlier(empty_database: URL, monkeypatch: pytest.MonkeyPatch) -> URL:
+    """A database as the first release made it, with a study and its trial, which a worker holds for an hour."""
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "FILES", schema.FILES[:1])
+        patch.setattr(schema, "VERSION", 1)
+        storage = PostgresStorage(empty_database)
+        study = optuna.create_study(study_name="there", storage=storage)
+        storage.manage(study._study_id, 1, lease_s=3600)
+        assert storage.claim(study._study_id, "worker").verdict == "claimed"
+        storage.remove_session()
+    return empty_database
+
+
+def test_tables_of_an_earlier_release_are_brought_up_to_date_once_no_worker_runs(
+    earlier: URL, database: URL, query: Query, rows: Callable[[URL], dict[str, list[str]]]
+) -> None:
+    before = rows(earlier)
+    with pytest.raises(StorageError, match=r"schema 1, here 2\) while workers run 1 of its trials; stop them"):
+        PostgresStorage(earlier)
+    assert (rows(earlier), query(earlier, VERSION)) == (before, [(1,)])
+    query(earlier, "UPDATE incident_hpo.leases SET expires = clock_timestamp()")
+    storage = PostgresStorage(earlier)
+    assert storage.claim(1, "worker").verdict == "wait"
+    storage.resumed(1, 100)
+    assert (query(earlier, VERSION), query(earlier, OURS)) == (query(database, VERSION), query(database, OURS))
 
 
 def test_functions_of_another_release_are_not_called(database: URL, query: Callable[..., object]) -> None:

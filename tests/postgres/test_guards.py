@@ -27,10 +27,11 @@ from sqlalchemy import URL
 
 from storage.engine import open_rdb_storage
 from storage.leases import LeaseLost
+from storage.schema import FILES
 from tests.postgres.scene import Scene
 from tests.postgres.scene import ask
 
-SCHEMA = files("storage").joinpath("schema.sql").read_text()
+SCHEMA = "".join(files("storage").joinpath(name).read_text() for name in FILES)
 BATCH = 10  # rows that PL/pgSQL fetches, and thereby locks, at the first turn of a loop
 
 
@@ -178,6 +179,14 @@ def release_and_a_writer_take_their_locks_in_one_order(scene: Scene) -> None:
         assert scene.during(writer, lambda: scene.release(*held), lambda: ask(writer, renew, held[0]))
 
 
+def lost_lease_counts_no_attempts_anew(scene: Scene) -> None:
+    late = scene.lost()
+    scene.ask("SELECT incident_hpo.resumed_v1(%s, %s, 500)", *late)
+    assert scene.claim()[3] == 2
+    scene.ask("SELECT incident_hpo.resumed_v1(%s, %s, 500)", *late)
+    assert scene.ask("SELECT attempts, reached FROM incident_hpo.leases WHERE trial_id = %s", late[0]) == (2, 0)
+
+
 def process_that_lost_its_lease_writes_on_no_other_path(scene: Scene) -> None:
     trial_id = scene.storage.claim(scene.study_id, "worker").trial_id
     assert trial_id is not None
@@ -249,6 +258,8 @@ GUARDS = [
     Guard(lost_lease_is_not_renewed, "renew_v1", RENEWED, "l.token = p_token AND "),
     Guard(lost_lease_is_not_released, "release_v1", LEASED, "WHERE trial_id = p_trial AND held"),
     Guard(lost_lease_is_not_released, "release_v1", LEASED, "WHERE trial_id = p_trial AND token = p_token"),
+    Guard(lost_lease_counts_no_attempts_anew, "resumed_v1", LEASED, "WHERE trial_id = p_trial AND held"),
+    Guard(lost_lease_counts_no_attempts_anew, "resumed_v1", LEASED, "WHERE trial_id = p_trial AND token = p_token"),
     Guard(release_and_a_writer_take_their_locks_in_one_order, "release_v1", LOCK, "", DeadlockDetected),
 ]
 

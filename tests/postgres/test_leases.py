@@ -191,6 +191,26 @@ def test_silent_worker_counts_as_an_attempt(
     assert (failed.state, failed.user_attrs) == (TrialState.FAIL, {"trace": "the worker died, three times"})
 
 
+def test_trial_that_gets_farther_each_time_is_tried_without_end(storage: PostgresStorage, study: optuna.Study) -> None:
+    for attempt in range(1, 9):
+        trial = take(storage, study)
+        storage.resumed(trial._trial_id, attempt * 100)
+        assert storage.release(trial._trial_id, reason="it broke")
+        assert (trial.number, storage.get_trial(trial._trial_id).state) == (0, TrialState.WAITING)
+
+
+def test_trial_that_goes_on_from_the_same_place_three_times_has_failed(
+    storage: PostgresStorage, study: optuna.Study
+) -> None:
+    states = []
+    for examples in (100, 200, 200, 100):
+        trial = take(storage, study)
+        storage.resumed(trial._trial_id, examples)
+        storage.release(trial._trial_id, reason="it broke")
+        states.append(storage.get_trial(trial._trial_id).state)
+    assert states == [TrialState.WAITING] * 3 + [TrialState.FAIL]
+
+
 def test_nobody_sweeps_before_its_connection_is_a_lease_old(
     storage: PostgresStorage, other: PostgresStorage, study: optuna.Study
 ) -> None:
@@ -205,10 +225,11 @@ def test_nobody_sweeps_before_its_connection_is_a_lease_old(
 def test_running_trial_without_a_lease_gets_one_and_is_taken_back(
     database: URL, storage: PostgresStorage, study: optuna.Study
 ) -> None:
+    storage.manage(study._study_id, BUDGET, lease_s=0.1)
     plain = optuna.load_study(study_name="study", storage=open_rdb_storage(database))
     plain.ask()
     assert take(storage, study).number == 1  # it was seen for the first time
-    time.sleep(2e-3)
+    time.sleep(0.11)
     assert take(storage, study).number == 0
 
 

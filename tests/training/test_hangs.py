@@ -62,9 +62,9 @@ def test_trainer_that_hangs_is_ended_in_time_and_replaced(
 
     job = Job(config=config)
     with pytest.raises(TrainerDied, match="no sign of life for"):
-        trainer.run(job, lambda curve: None, on_report)
+        trainer.run(job, lambda *_: None, on_report)
     assert reported
     assert time.monotonic() - reported[-1] < 10 * IDLE_S + KILL_S + 5
     patch.unlink()
-    assert trainer.run(job, lambda curve: None, on_report)["event"] == "result"
+    assert trainer.run(job, lambda *_: None, on_report)["event"] == "result"
     trainer.close()

@@ -92,7 +92,7 @@ def test_every_way_of_running_out_of_memory_is_known(
     (tmp_path / "sitecustomize.py").write_text(PATCH.format(errors=", ".join(ERRORS.values())))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     trainer = TrainerProcess()
-    ends = [trainer.run(Job(config=config), lambda curve: None, lambda *_: "go on")["event"] for _ in ERRORS]
+    ends = [trainer.run(Job(config=config), lambda *_: None, lambda *_: "go on")["event"] for _ in ERRORS]
     trainer.close()
     assert ends == ["out_of_memory"] * len(ERRORS)
 
@@ -111,7 +111,7 @@ def test_trainer_killed_with_a_rising_count_of_the_kernel_ran_out_of_memory(
     trainer = TrainerProcess()
     if kills == 3:
         with pytest.raises(TrainerDied, match="ended with code -9"):
-            trainer.run(Job(config=config), lambda curve: None, lambda *_: "go on")
+            trainer.run(Job(config=config), lambda *_: None, lambda *_: "go on")
     else:
-        assert trainer.run(Job(config=config), lambda curve: None, lambda *_: "go on")["event"] == "out_of_memory"
+        assert trainer.run(Job(config=config), lambda *_: None, lambda *_: "go on")["event"] == "out_of_memory"
     trainer.close()

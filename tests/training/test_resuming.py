@@ -45,10 +45,10 @@ def train(
     encoder, reported, looks = load_encoder(model, 32, texts), list[Progress](), itertools.count(1)
     interruptions = Interruptions(
         folder=folder,
-        every_s=0,
+        every_s=0.05,
         trial="this",
         is_asked=lambda: stop_after is not None and next(looks) >= stop_after,
-        on_start=reported.extend,
+        on_start=lambda examples, curve: reported.extend(curve),
     )
 
     def evaluate() -> dict[str, float]:
