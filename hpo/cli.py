@@ -87,6 +87,19 @@ def status(
 
 
 @app.command()
+def resume(study: StudyName) -> None:
+    """Let workers go on with a study that paused because one bug failed its trials on several boxes.
+
+    Example: hpo resume demo
+    """
+    from hpo.pause import resume as resume_study
+    from hpo.run import open_by_name
+
+    resume_study(open_by_name(study)[0])
+    print(f"study {study} goes on; start its workers again")
+
+
+@app.command()
 def export(
     study: StudyName,
     out: Annotated[Path, typer.Option("-o", help="File to write.")] = Path("best.yaml"),

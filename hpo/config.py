@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,7 @@ from pydantic import Discriminator
 from pydantic import Field
 from pydantic import Tag
 from pydantic import ValidationError
+from pydantic import field_validator
 
 from hpo.errors import InputError
 from hpo.yamlfile import read_yaml
@@ -54,11 +56,19 @@ class Budget(BaseModel):
 
 
 class Checkpoints(BaseModel):
-    """Where an interrupted trial leaves what the next worker goes on from; boxes may share the folder."""
+    """Where an interrupted trial leaves what the next worker goes on from."""
 
     model_config = STRICT
-    folder: Annotated[str, Field(pattern=r"^[^\x00]+$")] | None = None  # None: on the box
+    # One that boxes share, or s3://BUCKET/PREFIX or gs://BUCKET/PREFIX; None: on the box.
+    folder: Annotated[str, Field(pattern=r"^[^\x00]+$")] | None = None
     every_s: Annotated[float, Field(ge=0, le=86_400)] = 60.0
+
+    @field_validator("folder")
+    @classmethod
+    def _known_kind(cls, folder: str | None) -> str | None:
+        if folder and "://" in folder and not re.match(r"(s3|gs)://[^/]", folder):
+            raise ValueError(f"expected a folder, s3://BUCKET or gs://BUCKET, not {folder!r}")
+        return folder
 
 
 class Deadlines(BaseModel):
@@ -122,6 +132,7 @@ def read_study_file(path: Path) -> StudyFile:
         "incidents": file.incidents.model_copy(update={"path": str(incidents), "sha256": file_sha256(incidents)}),
         "model": _absolute_model(file.model, path.parent),
         "space": _space(file, path),
+        "checkpoints": _absolute_checkpoints(file.checkpoints, path.parent),
     }
     if len(change["space"].baselines) > file.budget.trials:
         raise InputError(f"{path}: a budget of {file.budget.trials} trials is too small for the baselines alone")
@@ -188,6 +199,12 @@ def _check_trainable(path: Path, values: Mapping[str, Value]) -> None:
         first = error.errors()[0]
         what = "".join(f"{name} cannot be {values[str(name)]!r}: " for name in first["loc"][:1])
         raise InputError(f"{path}: space: {what}{first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _absolute_checkpoints(checkpoints: Checkpoints, folder: Path) -> Checkpoints:
+    if checkpoints.folder is None or "://" in checkpoints.folder:
+        return checkpoints
+    return checkpoints.model_copy(update={"folder": str((folder / checkpoints.folder).resolve())})
 
 
 def _absolute_model(model: str, folder: Path) -> str:

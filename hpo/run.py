@@ -82,7 +82,8 @@ def print_status(name: str, *, watch: bool, as_json: bool) -> None:
         with suppress(KeyboardInterrupt):
             _watch(console, study, file)
         snapshot = take_snapshot(study, file)
-    console.print(status_line(snapshot), *running_lines(snapshot), sep="\n", soft_wrap=True)
+    paused = [snapshot.paused] if snapshot.paused else []
+    console.print(status_line(snapshot), *running_lines(snapshot), *paused, sep="\n", soft_wrap=True)
     if rows := compare(snapshot, file):
         console.print(comparison_table(rows))
 
@@ -138,4 +139,5 @@ def _as_json(snapshot: Snapshot) -> dict[str, object]:
         "best_trial": snapshot.best_trial,
         "best_spearman": snapshot.best_spearman,
         "time_left_s": snapshot.time_left_s,
+        "paused": snapshot.paused,
     }

@@ -9,6 +9,7 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState
 
 from hpo.config import StudyFile
+from hpo.pause import pause_reason
 from hpo.study import BASELINE
 from hpo.study import is_baseline
 from objectives.evaluation import METRICS
@@ -23,6 +24,7 @@ class Snapshot:
     best_spearman: float | None
     time_left_s: float | None  # None before the first outcome and while nothing runs
     trials: tuple[FrozenTrial, ...]
+    paused: str | None  # why
 
     @property
     def finished(self) -> int:
@@ -61,6 +63,7 @@ def take_snapshot(study: optuna.Study, file: StudyFile) -> Snapshot:
         best_spearman=best[0].value if best else None,
         time_left_s=_time_left_s(trials, file.budget.trials),
         trials=trials,
+        paused=pause_reason(study),
     )
 
 

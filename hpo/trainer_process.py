@@ -59,7 +59,9 @@ class TrainerProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._received = b""
 
-    def run(self, job: Job, on_start: OnStart, on_report: OnReport) -> dict[str, Any]:
+    def run(
+        self, job: Job, on_start: OnStart, on_report: OnReport, on_checkpoint: Callable[[], None] = lambda: None
+    ) -> dict[str, Any]:
         """One trial; returns the message that ended it. `on_start` gets what need not be repeated: how many examples,
         and the steps and scores on the way.
 
@@ -71,7 +73,7 @@ class TrainerProcess:
         try:
             if self.stopped:  # a signal that came while it started found nothing to stop
                 raise EOFError
-            return self._converse(process, job, on_start, on_report)
+            return self._converse(process, job, on_start, on_report, on_checkpoint)
         except (BrokenPipeError, EOFError):
             self._process = None
             code = _bury(process)
@@ -80,7 +82,12 @@ class TrainerProcess:
         raise TrainerDied(f"the trainer process ended with code {code}")
 
     def _converse(
-        self, process: subprocess.Popen[bytes], job: Job, on_start: OnStart, on_report: OnReport
+        self,
+        process: subprocess.Popen[bytes],
+        job: Job,
+        on_start: OnStart,
+        on_report: OnReport,
+        on_checkpoint: Callable[[], None],
     ) -> dict[str, Any]:
         _send(process, job.model_dump(mode="json"))
         wait_s, started = self.deadlines.load_s, time.monotonic()
@@ -90,6 +97,8 @@ class TrainerProcess:
             if message["event"] == "started":
                 on_start(message["examples"], message["curve"])
                 wait_s = self.deadlines.idle_s
+            elif message["event"] == "checkpoint":
+                on_checkpoint()
             elif message["event"] in ("alive", "report"):
                 wait_s = max(wait_s, SLOWER * (time.monotonic() - asked - ALIVE_S))
                 if excess := self._excess(process, started):

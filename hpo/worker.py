@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import socket
 import time
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -26,6 +24,8 @@ from hpo.errors import InputError
 from hpo.errors import Interrupted
 from hpo.errors import SetupError
 from hpo.memory import ladder
+from hpo.pause import pause_reason
+from hpo.shared_checkpoints import SharedCheckpoints
 from hpo.study import is_baseline
 from hpo.study import make_pruner
 from hpo.study import make_sampler
@@ -37,7 +37,6 @@ from objectives.config import Job
 from objectives.model_files import fetch
 from search_spaces.space import suggest
 from storage.connection import Unavailable
-from storage.embedded import default_home
 from storage.keeper import Keeper
 from storage.leases import Claim
 from storage.leases import LeaseLost
@@ -49,6 +48,7 @@ POLL_S = 1.0  # while other workers finish the last trials
 MAX_BUGS_IN_A_ROW = 3
 MAX_FAULTS_IN_A_ROW = 2  # of the device
 STOP_PATIENCE_S = 3.0  # for giving a trial back when stopped; the lease's end does it otherwise
+SEND_PATIENCE_S = 3.0  # for the last checkpoint to arrive in a bucket; otherwise the one before counts
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Worker:
     file: StudyFile
     keeper: Keeper
     trainer: TrainerProcess
+    checkpoints: SharedCheckpoints
 
 
 def work(url: URL, name: str) -> int:
@@ -72,12 +73,13 @@ def work(url: URL, name: str) -> int:
     storage.patience_s = file.patience_s
     trainer.deadlines, trainer.limits = file.deadlines, file.limits
     refuse_other_versions(study)
-    fetch(file.model, file.model_revision)  # once; the trainer never asks the hub
+    logger.info("model %s: %s", file.model, fetch(file.model, file.model_revision))  # the trainer asks no hub
+    checkpoints = SharedCheckpoints(file.name, file.checkpoints.folder)
     study.pruner = make_pruner(file)
     keeper = Keeper(storage, url, study._study_id, file.lease_s)
     keeper.start()
     try:
-        return _claim_and_run(Worker(_own_name(), study, storage, file, keeper, trainer))
+        return _claim_and_run(Worker(_own_name(), study, storage, file, keeper, trainer, checkpoints))
     except KeyError:
         if storage.terms(study._study_id) is not None:
             raise
@@ -108,9 +110,12 @@ def _claim_and_run(worker: Worker) -> int:
         claim = worker.storage.claim(worker.study._study_id, worker.name)
         if claim.verdict == "done":
             return 0
-        if claim.verdict == "wait":
+        if claim.trial_id is None:
             time.sleep(POLL_S)
             continue
+        if reason := pause_reason(worker.study):  # asked now, as the claim's reply has brought the others' trials
+            worker.storage.release(claim.trial_id, reason=None)
+            raise HpoError(reason)
         last.append(_run_trial(worker, claim))
         if last[-MAX_BUGS_IN_A_ROW:] == ["bug"] * MAX_BUGS_IN_A_ROW:
             raise HpoError(f"{MAX_BUGS_IN_A_ROW} trials in a row failed; why is in their attribute `trace`")
@@ -136,8 +141,8 @@ def _run_trial(worker: Worker, claim: Claim) -> str:
         if message["event"] == "device":
             worker.trainer.discard()  # its context is beyond use
             return _give_back(worker, claim, number, message["message"], "device")
-        _record(worker.study, claim.trial_id, message)
-        shutil.rmtree(_checkpoint_folder(worker, number), ignore_errors=True)
+        _record(worker.study, claim.trial_id, message | {"worker": worker.name})
+        worker.checkpoints.remove(number)
     except TrainerDied as error:
         worker.keeper.drop()
         return _give_back(worker, claim, number, str(error))
@@ -158,23 +163,20 @@ def _train(worker: Worker, trial_id: int) -> dict[str, Any]:
     logger.info("trial %d started: %s", trial.number, parameters)
     job = Job(
         config=trial_config(worker.file, parameters, trial.number),
-        checkpoint_folder=str(_checkpoint_folder(worker, trial.number)),
+        checkpoint_folder=str(worker.checkpoints.folder(trial.number)),
         checkpoint_every_s=worker.file.checkpoints.every_s,
     )
     message: dict[str, Any] = {}
+    worker.checkpoints.fetch(trial.number)
     for memory in ladder(job.config):
         rung = job.model_copy(update={"memory": memory})
-        message = worker.trainer.run(rung, partial(_on_start, worker, trial), partial(_on_report, trial))
+        send = partial(worker.checkpoints.send, trial.number)
+        message = worker.trainer.run(rung, partial(_on_start, worker, trial), partial(_on_report, trial), send)
         if message["event"] != "out_of_memory":
             return message
         logger.warning("trial %d ran out of memory (%s): %s", trial.number, memory, message["message"])
         worker.trainer.discard()
     return message | {"event": "infeasible", "reason": "OutOfMemory"}
-
-
-def _checkpoint_folder(worker: Worker, number: int) -> Path:
-    root = worker.file.checkpoints.folder or default_home() / "checkpoints"
-    return Path(root) / worker.file.name / str(number)
 
 
 def _on_start(worker: Worker, trial: optuna.Trial, examples: int, curve: list[tuple[int, float]]) -> None:
@@ -221,6 +223,7 @@ def _record(study: optuna.Study, trial_id: int, message: dict[str, Any]) -> None
 def _give_back(worker: Worker, claim: Claim, number: int, reason: str, event: str = "interrupted") -> str:
     """An interrupted trial waits for another try; one whose trainer keeps dying does so three times."""
     assert claim.trial_id is not None
+    worker.checkpoints.settle(number, SEND_PATIENCE_S)
     if worker.trainer.stopped:
         try:
             worker.storage.release(claim.trial_id, reason=None, patience_s=STOP_PATIENCE_S)

@@ -22,6 +22,10 @@ UNUSED = ("onnx/*", "openvino/*")
 FETCHED = ".fetched"  # in a snapshot all of whose files are there
 
 
+for library in ("huggingface_hub", "httpx", "httpx2"):  # their news of requests are none for a worker's log
+    logging.getLogger(library).setLevel(logging.ERROR)
+
+
 class ModelError(Exception):
     """The base model cannot be had; the message says from where and what to do."""
 
@@ -81,7 +85,6 @@ def _resolved(name: str, revision: str | None) -> str:
     from huggingface_hub.errors import RepositoryNotFoundError
     from huggingface_hub.errors import RevisionResolutionError
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     for repository in [name] if "/" in name else [f"sentence-transformers/{name}", name]:
         try:
             return f"{repository}@{resolve_revision(repository, revision=revision).resolved}"
@@ -95,7 +98,9 @@ def _resolved(name: str, revision: str | None) -> str:
 def _downloaded(name: str, pinned: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
+    disable_progress_bars()
     repository, _, commit = pinned.partition("@")
 
     def snapshot(*, is_here: bool) -> Path:

@@ -47,6 +47,8 @@ class Interruptions:
     is_asked: Callable[[], bool] = lambda: False
     on_start: Callable[[int, list[Progress]], None] = lambda examples, curve: None  # what it need not repeat
 
+    on_checkpoint: Callable[[], None] = lambda: None
+
     def check(self) -> None:
         if self.is_asked():
             raise Interrupted

@@ -33,6 +33,7 @@ class Keeper:
         if self._interruptions.folder is not None:
             checkpoint = _checkpoint(self._optimization, self._run, self._interruptions.trial)
             checkpoints.save(self._interruptions.folder, self._run.batches, checkpoint)
+            self._interruptions.on_checkpoint()
         self._kept_at = time.monotonic()
 
 

@@ -1,10 +1,10 @@
 """The trainer process: `python -m objectives.trainer`, started by a worker and kept warm between trials.
 
-Lines of JSON: a Job comes in on stdin; `started` goes out with the evaluations that a checkpoint spares; `report` lines
-go out, each answered by a verdict, and `alive` in between; one last line says how the trial ended (`result`,
-`interrupted`, `infeasible`, `out_of_memory`, `device`, `setup` or `bug`). The line "stop" asks the trial in hand to
-stop at a checkpoint. When stdin ends, the worker is gone: exit at once. The pipe to the worker is kept apart from
-standard output, so that a library that prints cannot garble it.
+Lines of JSON: a Job comes in on stdin; `started` goes out with what a checkpoint spares; `report` lines go out, each
+answered by a verdict, `checkpoint` when one was written, and `alive` in between; one last line says how the trial ended
+(`result`, `interrupted`, `infeasible`, `out_of_memory`, `device`, `setup` or `bug`). The line "stop" asks the trial in
+hand to stop at a checkpoint. When stdin ends, the worker is gone: exit at once. The pipe to the worker is kept apart
+from standard output, so that a library that prints cannot garble it.
 """
 
 from __future__ import annotations
@@ -121,6 +121,7 @@ def _train(job: Job, pipe: Pipe) -> str:
         trial=hashlib.sha256(job.config.model_dump_json().encode()).hexdigest(),
         is_asked=pipe.is_asked_to_stop,
         on_start=on_start,
+        on_checkpoint=lambda: pipe.send(_line("checkpoint")),
     )
     return _line("result", **asdict(finetune(job.config, report, interruptions, job.memory).result))
 

@@ -88,12 +88,11 @@ def _bring_up_to_date(url: URL, transaction: Transaction, found: Found | None) -
     cursor = transaction.connection.cursor()
     if found is None:
         _make_optunas(url, transaction)
-    elif found.version < VERSION:
-        if held := transaction.execute(text(HELD)).scalar():
-            raise StorageError(
-                f"PostgreSQL at {label(url)} holds tables of an earlier release (schema {found.version}, here "
-                f"{VERSION}) while workers run {held} of its trials; stop them, then run this again"
-            )
+    elif found.version < VERSION and (held := transaction.execute(text(HELD)).scalar()):
+        raise StorageError(
+            f"PostgreSQL at {label(url)} holds tables of an earlier release (schema {found.version}, here "
+            f"{VERSION}) while workers run {held} of its trials; stop them, then run this again"
+        )
     for name in FILES[found.version if found else 0 :]:
         cursor.execute(files("storage").joinpath(name).read_text())
     cursor.execute(STAMP, (VERSION, f"incident-hpo=={release('incident-hpo')} optuna=={release('optuna')}"))

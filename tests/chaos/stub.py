@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import hpo.worker
+from hpo.errors import HpoError
 from hpo.study import installed_versions
 from hpo.trainer_process import TrainerDied
 from storage import statements
@@ -41,19 +42,26 @@ class Orders:
     die_at: tuple[str, str, int] | None = None
     environment: tuple[tuple[str, str], ...] = ()
     clock_off_s: float = 0.0
+    box: str = "box"
+    has_bug: bool = False
 
 
 class StubTrainer:
     """Waits `step_s` before each report; ends at once when interrupted."""
 
-    def __init__(self, step_s: float) -> None:
+    def __init__(self, step_s: float, has_bug: bool = False) -> None:
+        self._has_bug = has_bug
         self.stopped = False
         self.deadlines: object = None
         self.limits: object = None
         self._interrupted = threading.Event()
         self._step_s = step_s
 
-    def run(self, job: Any, on_start: Any, on_report: Callable[[int, float, dict[str, float]], str]) -> dict[str, Any]:
+    def run(
+        self, job: Any, on_start: Any, on_report: Callable[[int, float, dict[str, float]], str], on_checkpoint: Any
+    ) -> dict[str, Any]:
+        if self._has_bug:
+            return {"event": "bug", "trace": f"/home/{os.getpid()}/training.py:9 step\nKeyError: {time.monotonic()}"}
         self._interrupted.clear()
         run = random.SystemRandom().random()
         for step in range(1, STEPS + 1):
@@ -82,12 +90,13 @@ def work(orders: Orders) -> int:
     time.tzset()
     real_time = time.time
     time.time = lambda: real_time() + orders.clock_off_s
-    vars(hpo.worker)["TrainerProcess"] = lambda: StubTrainer(orders.step_s)
+    vars(hpo.worker)["TrainerProcess"] = lambda: StubTrainer(orders.step_s, orders.has_bug)
+    vars(hpo.worker)["_own_name"] = lambda: f"{orders.box}:{os.getpid()}"
     vars(hpo.study)["installed_versions"] = lambda: VERSIONS  # reading them takes longer than a trial
     _watch_calls(orders)
     try:
         raise SystemExit(hpo.worker.work(parse_url(orders.url), orders.study))
-    except Unavailable as error:  # as the command line does
+    except (Unavailable, HpoError) as error:  # as the command line does
         raise SystemExit(error.exit_code) from None
 
 

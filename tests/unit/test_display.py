@@ -34,7 +34,7 @@ def running(baseline: str, reports: dict[int, float]) -> FrozenTrial:
 def snapshot(name: str, best: float | None = 0.5, left_s: float | None = 4000.0) -> Snapshot:
     counts = {"complete": 11, "pruned": 17, "failed": 2, "running": 2, "waiting": 0}
     trials = (running(LONG, {123_456_789: 0.123456}), running("", {}))
-    return Snapshot(name, 1000, counts, None if best is None else 3, best, left_s, trials)
+    return Snapshot(name, 1000, counts, None if best is None else 3, best, left_s, trials, None)
 
 
 def printed(what: RenderableType, capsys: pytest.CaptureFixture[str]) -> list[str]:
