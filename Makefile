@@ -3,11 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: help setup demo test lint bench chaos
+.PHONY: help setup demo test lint bench chaos gpu-check
 help:
 	@echo 'make demo   search a model on synthetic incidents and export the best (1 to 3 minutes after installation)'
 	@echo 'make test   run the tests         make lint   check style, types and imports'
 	@echo 'make bench  compare with peers    make chaos  run the long form of the fault tests'
+	@echo 'make gpu-check   on a machine with a GPU: memory ladder, bfloat16, kill and resume'
 
 setup: $(INSTALLED)
 
@@ -23,7 +24,7 @@ examples/incidents.csv: | setup
 	$(BIN)/hpo demo-data -o $@
 
 test: setup
-	$(BIN)/python -m pytest -q -m 'not chaos'
+	$(BIN)/python -m pytest -q -m 'not chaos and not gpu'
 
 lint: setup
 	$(BIN)/ruff check .
@@ -37,3 +38,6 @@ bench: setup
 
 chaos: setup
 	$(BIN)/python -m pytest -q -m chaos
+
+gpu-check: setup
+	$(BIN)/python -m pytest -q -m gpu tests/gpu

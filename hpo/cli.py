@@ -63,6 +63,13 @@ def worker(study: StudyName) -> None:
     Example: hpo worker demo
     """
     import logging
+    import os
+    import signal
+
+    from hpo.errors import Interrupted
+
+    for number in (signal.SIGTERM, signal.SIGINT):  # until it claims trials it has nothing to give back
+        signal.signal(number, lambda *_: os._exit(Interrupted.exit_code))
 
     from hpo.connect import storage_url
     from hpo.worker import work
@@ -88,7 +95,9 @@ def status(
 
 @app.command()
 def resume(study: StudyName) -> None:
-    """Let workers go on with a study that paused because one bug failed its trials on several boxes.
+    """Let a paused study go on.
+
+    It paused because one bug had failed trials on several boxes; what failed before no longer counts.
 
     Example: hpo resume demo
     """

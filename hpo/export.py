@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial
 from pydantic import BaseModel
 from pydantic import Field
 from pydantic import ValidationError
+from pydantic import model_validator
 
 from hpo.config import StudyFile
 from hpo.config import fingerprint
@@ -61,6 +62,12 @@ class Loss(BaseModel):
     name: Literal["MultipleNegativesRankingLoss", "CachedMultipleNegativesRankingLoss"]
     scale: float
     mini_batch_size: int | None  # of the cached loss: what was computed at once
+
+    @model_validator(mode="after")
+    def _is_cached_in_parts(self) -> Loss:
+        if (self.mini_batch_size is not None) != self.name.startswith("Cached"):
+            raise ValueError(f"mini_batch_size {self.mini_batch_size} does not go with {self.name}")
+        return self
 
 
 class BestFile(BaseModel):

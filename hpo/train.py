@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from hpo.config import StudyFile
+from hpo.errors import HpoError
 from hpo.errors import InputError
 from hpo.export import read_best_file
 from hpo.files import write_text
@@ -17,6 +18,11 @@ from objectives.data import load_data
 from objectives.evaluation import METRICS
 from objectives.model_files import fetch
 from objectives.pairs import grade
+
+OUT_OF_MEMORY = (
+    "out of memory. In best.yaml, set loss.name to CachedMultipleNegativesRankingLoss and loss.mini_batch_size to half "
+    "of the batch or less, or training_arguments.gradient_checkpointing to true"
+)
 
 
 def train_from_file(path: Path, out: Path) -> None:
@@ -32,12 +38,18 @@ def train_from_file(path: Path, out: Path) -> None:
     from objectives.finetune import finetune
     from objectives.progress import Progress
     from objectives.progress import Verdict
+    from objectives.trainer import is_out_of_memory
 
     def report(progress: Progress) -> Verdict:
         print(f"epoch {progress.epoch:6.2f}  spearman {progress.scores['spearman']:.4f}", flush=True)
         return "go on"
 
-    trained = finetune(config, report, memory=job.memory)
+    try:
+        trained = finetune(config, report, memory=job.memory)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise HpoError(OUT_OF_MEMORY) from None
+        raise
     partial = out.with_name(f".{out.name}.partial")
     trained.save(partial)
     partial.rename(out)

@@ -30,6 +30,9 @@ PASSED_ON = (
     "TMPDIR",
     "LD_LIBRARY_PATH",
     "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "PYTORCH_ALLOC_CONF",
     "HF_HOME",
     "HF_HUB_CACHE",
     "XDG_CACHE_HOME",
@@ -165,7 +168,7 @@ class TrainerProcess:
         with suppress(subprocess.TimeoutExpired):
             process.wait(KILL_S)
         self.discard()
-        raise TrainerDied(f"the trainer gave no sign of life for {wait_s:.0f} s")
+        raise TrainerDied(f"the trainer gave no sign of life for {wait_s:.0f} s (deadlines: in the study file)")
 
 
 def _start() -> subprocess.Popen[bytes]:

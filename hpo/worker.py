@@ -67,7 +67,6 @@ class Worker:
 def work(url: URL, name: str) -> int:
     """Runs trials until the study is finished (0) or a signal comes (75). Raises SetupError, HpoError, Unavailable."""
     trainer = TrainerProcess()
-    _stop_on_signals(trainer)
     storage = PostgresStorage(url, interrupted=lambda: trainer.stopped)
     study, file = open_study(storage, name)
     storage.patience_s = file.patience_s
@@ -76,6 +75,7 @@ def work(url: URL, name: str) -> int:
     logger.info("model %s: %s", file.model, fetch(file.model, file.model_revision))  # the trainer asks no hub
     checkpoints = SharedCheckpoints(file.name, file.checkpoints.folder)
     study.pruner = make_pruner(file)
+    _stop_on_signals(trainer)
     keeper = Keeper(storage, url, study._study_id, file.lease_s)
     keeper.start()
     try:

@@ -99,7 +99,7 @@ def _run(line: str, pipe: Pipe) -> str:
     except BROKEN_SETUP as error:
         return _line("setup", message=str(error))
     except Exception as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             return _line("out_of_memory", message=f"{type(error).__name__} {error}".splitlines()[0])
         if isinstance(error, RuntimeError) and "CUDA error" in str(error):
             return _line("device", message=str(error).splitlines()[0])
@@ -126,7 +126,7 @@ def _train(job: Job, pipe: Pipe) -> str:
     return _line("result", **asdict(finetune(job.config, report, interruptions, job.memory).result))
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
