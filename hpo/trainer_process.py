@@ -17,6 +17,7 @@ import psutil
 
 from hpo.config import Deadlines
 from hpo.config import Limits
+from hpo.errors import SetupError
 from hpo.memory import oom_kills
 from objectives.config import ALIVE_S
 from objectives.config import Job
@@ -137,9 +138,9 @@ class TrainerProcess:
 
     def discard(self) -> None:
         """Between trials: the next one gets a new process, and what this one held is free."""
-        if self._process is not None:
-            _bury(self._process)
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            _bury(process)
 
     def close(self) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -189,9 +190,12 @@ def _send(process: subprocess.Popen[bytes], message: object) -> None:
 
 
 def _bury(process: subprocess.Popen[bytes]) -> int:
-    """Its exit code."""
+    """Its exit code. Raises SetupError if the kernel cannot end it, as when a driver hangs."""
     process.kill()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             pipe.close()
-    return process.wait()
+    try:
+        return process.wait(KILL_S)
+    except subprocess.TimeoutExpired:
+        raise SetupError(f"trainer process {process.pid} cannot be killed: its device hangs. Reset the box") from None

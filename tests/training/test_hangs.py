@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from hpo import trainer_process
 from hpo.config import Deadlines
+from hpo.errors import SetupError
 from hpo.trainer_process import TrainerDied
 from hpo.trainer_process import TrainerProcess
 from objectives.config import Job
@@ -67,4 +69,19 @@ def test_trainer_that_hangs_is_ended_in_time_and_replaced(
     assert time.monotonic() - reported[-1] < 10 * IDLE_S + KILL_S + 5
     patch.unlink()
     assert trainer.run(job, lambda *_: None, on_report)["event"] == "result"
+    trainer.close()
+
+
+def test_trainer_that_cannot_be_killed_is_a_broken_setup(monkeypatch: pytest.MonkeyPatch, config: TrialConfig) -> None:
+    monkeypatch.setattr(trainer_process, "KILL_S", 0.1)
+    trainer = TrainerProcess()
+    assert trainer.run(Job(config=config), lambda *_: None, lambda *_: "prune")["event"] == "result"
+    assert (process := trainer._process)
+    process.send_signal(signal.SIGSTOP)
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "kill", lambda: None)  # as if a driver held it in the kernel
+        with pytest.raises(SetupError, match=f"trainer process {process.pid} cannot be killed"):
+            trainer.discard()
+    process.kill()
+    process.wait()
     trainer.close()
