@@ -76,7 +76,8 @@ def test_trainer_that_cannot_be_killed_is_a_broken_setup(monkeypatch: pytest.Mon
     monkeypatch.setattr(trainer_process, "KILL_S", 0.1)
     trainer = TrainerProcess()
     assert trainer.run(Job(config=config), lambda *_: None, lambda *_: "prune")["event"] == "result"
-    assert (process := trainer._process)
+    process = trainer._process
+    assert process
     process.send_signal(signal.SIGSTOP)
     with monkeypatch.context() as patch:
         patch.setattr(process, "kill", lambda: None)  # as if a driver held it in the kernel
