@@ -44,6 +44,7 @@ from storage.native import PostgresStorage
 
 logger = logging.getLogger(__name__)
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 POLL_S = 1.0  # while other workers finish the last trials
 MAX_BUGS_IN_A_ROW = 3
 MAX_FAULTS_IN_A_ROW = 2  # of the device
@@ -97,11 +98,12 @@ def _stop_on_signals(trainer: TrainerProcess) -> None:
     """The first signal stops the trainer, so that the trial is given back; a second one leaves at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
+        for either in STOP_SIGNALS:
+            signal.signal(either, signal.SIG_DFL)
         trainer.stop()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    for either in STOP_SIGNALS:
+        signal.signal(either, stop)
 
 
 def _claim_and_run(worker: Worker) -> int:
