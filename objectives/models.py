@@ -66,11 +66,7 @@ def encode(encoder: Encoder, numbers: IntArray, check: Callable[[], None] = lamb
 
 def _static_encoder(name: str, max_seq_tokens: int, texts: Sequence[str]) -> Encoder:
     tokenizer, weights = _token_embeddings(name)
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_seq_tokens)
-    encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
-    lengths = np.array([len(encoding.ids) for encoding in encodings], dtype=np.int64)
-    used, trimmed = np.unique([token for encoding in encodings for token in encoding.ids], return_inverse=True)
+    lengths, used, trimmed = _static_tokens(name, max_seq_tokens, tuple(texts))
     starts = np.cumsum(lengths) - lengths
 
     def collate(numbers: IntArray) -> Features:
@@ -91,7 +87,7 @@ def _transformer_encoder(name: str, max_seq_tokens: int, texts: Sequence[str]) -
     model = copy.deepcopy(_base_model(name)).to(device())
     model.max_seq_length = min(max_seq_tokens, model.max_seq_length or max_seq_tokens)
     tokenizer = model.tokenizer
-    tokens = tokenizer(list(texts), truncation=True, max_length=model.max_seq_length)
+    tokens = _tokens(name, model.max_seq_length, tuple(texts))
     lengths = np.array([len(ids) for ids in tokens["input_ids"]], dtype=np.int64)
 
     def collate(numbers: IntArray) -> Features:
@@ -99,6 +95,22 @@ def _transformer_encoder(name: str, max_seq_tokens: int, texts: Sequence[str]) -
         return {key: value.to(device()) for key, value in tokenizer.pad(batch, return_tensors="pt").items()}
 
     return Encoder(model, collate, lengths, lambda: model)
+
+
+@lru_cache(maxsize=1)
+def _static_tokens(name: str, max_seq_tokens: int, texts: tuple[str, ...]) -> tuple[IntArray, IntArray, IntArray]:
+    """Tokens per text; the distinct ones, ascending; and all texts' in a row, as places among those."""
+    tokenizer = _token_embeddings(name)[0]
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_seq_tokens)
+    encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    lengths = np.array([len(encoding.ids) for encoding in encodings], dtype=np.int64)
+    return lengths, *np.unique([token for encoding in encodings for token in encoding.ids], return_inverse=True)
+
+
+@lru_cache(maxsize=1)
+def _tokens(name: str, max_seq_tokens: int, texts: tuple[str, ...]) -> dict[str, list[list[int]]]:
+    return dict(_base_model(name).tokenizer(list(texts), truncation=True, max_length=max_seq_tokens))
 
 
 def _tensor(values: IntArray) -> torch.Tensor:

@@ -9,6 +9,7 @@ from standard output, so that a library that prints cannot garble it.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -79,8 +80,10 @@ class Pipe:
 
 def main() -> None:
     pipe = Pipe()
+    gc.freeze()  # what the libraries loaded stays, and collecting is quick
     while True:
         pipe.send(_run(pipe.receive(), pipe))
+        gc.collect()  # a model refers to itself, and left to itself Python collects once in dozens of trials
 
 
 def _line(event: str, **content: Any) -> str:
