@@ -79,10 +79,14 @@ def verdicts(rows: list[Comparison]) -> list[str]:
 
 def _verdict(row: Comparison, target: float) -> str:
     if target > row.ceiling:
-        return f"target {target:.2f} is out of reach: these labels allow {row.ceiling:.2f} at most"
+        return out_of_reach(target, row.ceiling)
     if row.best >= target:
         return f"target {target:.2f} met ({row.best:.3f})"
     return f"target {target:.2f} not met ({row.best:.3f})"
+
+
+def out_of_reach(target: float, ceiling: float) -> str:
+    return f"target {target:.2f} is out of reach: these labels allow {ceiling:.3f} at most"
 
 
 def _duration(seconds: float) -> str:

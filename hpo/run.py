@@ -21,6 +21,7 @@ from hpo.connect import storage_url
 from hpo.display import comparison_table
 from hpo.display import live_view
 from hpo.display import make_console
+from hpo.display import out_of_reach
 from hpo.display import running_lines
 from hpo.display import status_line
 from hpo.display import verdicts
@@ -35,6 +36,7 @@ from hpo.status import take_snapshot
 from hpo.study import create_study
 from hpo.study import open_study
 from objectives.data import load_data
+from objectives.evaluation import ceilings
 from storage.connection import Unavailable
 from storage.native import PostgresStorage
 
@@ -59,12 +61,19 @@ def run_study(path: Path, workers: int | None, out: Path | None) -> None:
 def create_from_file(path: Path) -> tuple[URL, StudyFile, optuna.Study]:
     """The data are read before the database is touched: bad input leaves an earlier study as it was."""
     file = read_study_file(path)
-    load_data(file.incidents, file.splits, file.pairs)
+    _warn_of_targets(file)
     url = storage_url()
     storage = PostgresStorage(url, patience_s=LOOK_PATIENCE_S)
     create_study(url, storage, file)
     study, stored = open_study(storage, file.name)
     return url, stored, study
+
+
+def _warn_of_targets(file: StudyFile) -> None:
+    data = load_data(file.incidents, file.splits, file.pairs)
+    for metric, ceiling in ceilings(data.validation.grades, data.positive_grade).items():
+        if (target := file.targets.get(metric, 0.0)) > ceiling:
+            print(f"hpo: {metric}: {out_of_reach(target, ceiling)}", file=sys.stderr)
 
 
 def open_by_name(name: str) -> tuple[optuna.Study, StudyFile]:

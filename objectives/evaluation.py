@@ -91,7 +91,7 @@ def bootstrap_intervals(
     return {m: tuple(np.percentile([r[m] for r in replicates], INTERVAL).tolist()) for m in METRICS}
 
 
-def ceilings(grades: FloatArray, positive_grade: float) -> dict[str, float]:
+def ceilings(grades: FloatArray, positive_grade: float) -> dict[MetricName, float]:
     """The most each metric can be when similarities are untied: only Spearman is held down, by ties of the labels."""
     binary = (grades >= positive_grade).astype(np.float64)
     return {

@@ -23,6 +23,7 @@ from objectives.device import device_name
 from objectives.device import is_deterministic
 from objectives.device import resolved
 from objectives.evaluation import FloatArray
+from objectives.evaluation import MetricName
 from objectives.evaluation import Ranking
 from objectives.evaluation import bootstrap_intervals
 from objectives.evaluation import ceilings
@@ -47,7 +48,7 @@ class Result:
 
     scores: Scores
     intervals: dict[str, tuple[float, float]]  # 95 %; empty for a pruned trial
-    ceilings: Scores
+    ceilings: dict[MetricName, float]
     untrained: Scores
     stop_reason: StopReason
     stop_epoch: float

@@ -211,6 +211,15 @@ def test_unknown_study_is_one_line_that_names_those_there(search: Search, start:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_target_above_its_ceiling_is_said_before_the_study_starts(database: URL, study_yaml: Path, hpo: Run) -> None:
+    ended = hpo(database, "create", study_yaml)
+    assert ended.returncode == 0
+    assert ended.stdout.splitlines() == [
+        "hpo: spearman_binary: target 0.80 is out of reach: these labels allow 0.592 at most",
+        "study small is there; work on it with: hpo worker small",
+    ]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [

@@ -86,7 +86,7 @@ def test_the_status_line_says_what_is_known(best: float | None, left_s: float | 
         (comparison(best=0.7), "f1: target 0.80 not met (0.700)"),
         (
             comparison("spearman_binary", best=0.5, ceiling=0.592),
-            "spearman_binary: target 0.80 is out of reach: these labels allow 0.59 at most",
+            "spearman_binary: target 0.80 is out of reach: these labels allow 0.592 at most",
         ),
     ],
     ids=["met", "just met", "not met", "out of reach"],
