@@ -23,6 +23,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 
 from objectives.config import Columns
 from objectives.config import Incidents
+from objectives.config import Labels
 from objectives.config import Pairs
 from objectives.config import Splits
 from objectives.config import Training
@@ -48,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         incidents = Path(folder) / "incidents.csv"
         write_demo_incidents(incidents, seed=0)
-        data = load_data(Incidents(path=str(incidents), columns=Columns()), Splits(), Pairs(train=10_000))
+        data = load_data(Incidents(path=str(incidents), columns=Columns()), Labels(), Splits(), Pairs(train=10_000))
         rows = [(seed, *_ours(data, seed), *_trainer(data, seed, Path(folder))) for seed in SEEDS]
     table = Table("seed", "ROC AUC ours", "Trainer", "seconds ours", "Trainer")
     for seed, our_auc, our_s, their_auc, their_s in rows:

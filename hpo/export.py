@@ -27,6 +27,7 @@ from hpo.yamlfile import write_yaml
 from objectives.config import STRICT
 from objectives.config import Incidents
 from objectives.config import Job
+from objectives.config import Labels
 from objectives.config import Memory
 from objectives.config import Pairs
 from objectives.config import Splits
@@ -79,6 +80,7 @@ class BestFile(BaseModel):
     model_revision: str | None
     max_seq_tokens: int
     incidents: Incidents
+    labels: Labels
     splits: Splits
     pairs: Pairs
     loss: Loss

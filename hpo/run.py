@@ -70,8 +70,8 @@ def create_from_file(path: Path) -> tuple[URL, StudyFile, optuna.Study]:
 
 
 def _warn_of_targets(file: StudyFile) -> None:
-    data = load_data(file.incidents, file.splits, file.pairs)
-    for metric, ceiling in ceilings(data.validation.grades, data.positive_grade).items():
+    data = load_data(file.incidents, file.labels, file.splits, file.pairs)
+    for metric, ceiling in ceilings(data.validation.grades, data.ladder.positive).items():
         if (target := file.targets.get(metric, 0.0)) > ceiling:
             print(f"hpo: {metric}: {out_of_reach(target, ceiling)}", file=sys.stderr)
 

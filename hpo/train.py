@@ -16,8 +16,8 @@ from hpo.export import read_best_file
 from hpo.files import write_text
 from objectives.data import load_data
 from objectives.evaluation import METRICS
+from objectives.grades import grade
 from objectives.model_files import fetch
-from objectives.pairs import grade
 
 OUT_OF_MEMORY = (
     "out of memory. In best.yaml, set loss.name to CachedMultipleNegativesRankingLoss and loss.mini_batch_size to half "
@@ -31,7 +31,7 @@ def train_from_file(path: Path, out: Path) -> None:
     config = job.config
     if out.exists():
         raise InputError(f"{out} exists; give another folder, or remove it")
-    load_data(config.incidents, config.splits, config.pairs)  # bad input is found before torch is loaded
+    load_data(config.incidents, config.labels, config.splits, config.pairs)  # bad input is found before torch is loaded
     fetch(config.model, config.model_revision)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
@@ -60,14 +60,14 @@ def train_from_file(path: Path, out: Path) -> None:
 
 def write_pairs(file: StudyFile, split: str, out: Path) -> int:
     """CSV with anchor, other, grade and label (1 from the positive grade on); returns the number of pairs."""
-    data = load_data(file.incidents, file.splits, file.pairs)
+    data = load_data(file.incidents, file.labels, file.splits, file.pairs)
     if split == "validation":
         anchors, others, grades = data.validation.anchors, data.validation.others, data.validation.grades
     else:
         anchors, others = data.train.T
-        grades = grade(data.table, file.incidents.columns, anchors, others)
+        grades = grade(data.table, data.ladder, anchors, others)
     texts = np.array(data.table.texts, dtype=object)
-    rows = zip(texts[anchors], texts[others], grades, (grades >= data.positive_grade).astype(int), strict=True)
+    rows = zip(texts[anchors], texts[others], grades, (grades >= data.ladder.positive).astype(int), strict=True)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["anchor", "other", "grade", "label"])

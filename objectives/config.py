@@ -6,6 +6,7 @@ unknown keys refused. Imports no torch: the command line and the worker use it t
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated
 from typing import Literal
 
@@ -32,7 +33,10 @@ class Columns(BaseModel):
     text: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] = ("short_description", "description")
     category: str = "category"
     subcategory: str | None = "subcategory"
+    configuration_item: str | None = None
     duplicate_of: str | None = None
+    opened: str | None = None  # when: later incidents are held out
+    opened_format: str | None = None  # as strptime takes it; None: ISO 8601
 
 
 class Incidents(BaseModel):
@@ -42,8 +46,26 @@ class Incidents(BaseModel):
     sha256: str | None = None  # of the file's bytes; set when a study is created
 
 
+class Labels(BaseModel):
+    """The grade of a pair is that of the strongest tie between its two; a tie without data drops out."""
+
+    model_config = STRICT
+    same_category: Share = 0.25
+    same_subcategory: Share = 0.5
+    near: Share = 0.75  # of one subcategory, and on one configuration item
+    duplicate: Share = 1.0
+    positive: Literal["same_category", "same_subcategory", "near", "duplicate"] = "same_subcategory"  # from here on
+
+    @model_validator(mode="after")
+    def _ascend(self) -> Labels:
+        grades = [0.0, self.same_category, self.same_subcategory, self.near, self.duplicate]
+        if any(low >= high for low, high in pairwise(grades)):
+            raise ValueError(f"grades must ascend from 0 {grades[1:]}")
+        return self
+
+
 class Splits(BaseModel):
-    """Shares of incident groups held out; the rest trains."""
+    """Shares of incidents held out, whole groups at a time: the latest where there is a date, else drawn."""
 
     model_config = STRICT
     validation: Share = 0.15
@@ -58,9 +80,10 @@ class Splits(BaseModel):
 
 
 class Pairs(BaseModel):
-    """Held-out pairs per split (validation, test) and how they are graded; training pairs per epoch.
+    """Held-out pairs per split (validation, test) and training pairs per epoch.
 
-    The default shares hold 13.5 % positives, as version 4 had, and put the ceiling of graded Spearman at 0.87.
+    The default shares hold 13.5 % positives, as version 4 had, and put the ceiling of graded Spearman at 0.87. The
+    positives are of all their grades alike, as far as each has so many.
     """
 
     model_config = STRICT
@@ -106,6 +129,7 @@ class TrialConfig(BaseModel):
 
     model_config = STRICT
     incidents: Incidents
+    labels: Labels = Labels()
     splits: Splits = Splits()
     pairs: Pairs = Pairs()
     model: Annotated[str, Field(min_length=1)]

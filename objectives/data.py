@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from objectives.config import Incidents
+from objectives.config import Labels
 from objectives.config import Pairs
 from objectives.config import Splits
+from objectives.grades import Ladder
+from objectives.grades import make_ladder
 from objectives.incidents import IncidentTable
 from objectives.incidents import IntArray
 from objectives.incidents import read_incidents
 from objectives.pairs import GradedPairs
 from objectives.pairs import held_out_pairs
-from objectives.pairs import positive_grade
 from objectives.pairs import split_incidents
 from objectives.pairs import train_pairs
 
@@ -23,17 +25,17 @@ class Data:
     table: IncidentTable
     train: IntArray  # (pairs, 2) incident numbers
     validation: GradedPairs
-    positive_grade: float
+    ladder: Ladder
 
 
 @lru_cache(maxsize=1)
-def load_data(incidents: Incidents, splits: Splits, pairs: Pairs) -> Data:
+def load_data(incidents: Incidents, labels: Labels, splits: Splits, pairs: Pairs) -> Data:
     """Kept for the next trial of the same process. Raises DataError."""
-    table = read_incidents(incidents)
+    table, ladder = read_incidents(incidents), make_ladder(labels, incidents.columns)
     members = split_incidents(table, splits)
     return Data(
         table=table,
         train=train_pairs(table, members["train"], pairs.train, pairs.seed),
-        validation=held_out_pairs(table, incidents.columns, members["validation"], pairs),
-        positive_grade=positive_grade(incidents.columns),
+        validation=held_out_pairs(table, ladder, members["validation"], pairs),
+        ladder=ladder,
     )

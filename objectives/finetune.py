@@ -13,6 +13,7 @@ import torch
 from objectives.config import AT_ONCE
 from objectives.config import STATIC
 from objectives.config import Incidents
+from objectives.config import Labels
 from objectives.config import Memory
 from objectives.config import Pairs
 from objectives.config import Splits
@@ -77,10 +78,10 @@ def finetune(
     ModelError, DeviceError or CheckpointError.
     """
     torch.set_num_threads(config.threads)
-    data = load_data(config.incidents, config.splits, config.pairs)
+    data = load_data(config.incidents, config.labels, config.splits, config.pairs)
     interruptions.check()
     model = _at_hand(config)
-    untrained = _untrained(config.incidents, config.splits, config.pairs, model, config.max_seq_tokens)
+    untrained = _untrained(config.incidents, config.labels, config.splits, config.pairs, model, config.max_seq_tokens)
     interruptions.check()
     encoder = load_encoder(model, config.max_seq_tokens, data.table.texts)
 
@@ -93,7 +94,7 @@ def finetune(
     result = Result(
         scores=score(ranking),
         intervals={} if pruned else bootstrap_intervals(ranking, pairs.anchors, pairs.others, config.pairs.seed),
-        ceilings=ceilings(pairs.grades, data.positive_grade),
+        ceilings=ceilings(pairs.grades, data.ladder.positive),
         untrained=untrained,
         stop_reason=run.stop_reason,
         stop_epoch=run.curve[-1].epoch,
@@ -110,7 +111,7 @@ def finetune(
 def rank_validation(encoder: Encoder, data: Data, check: Callable[[], None] = lambda: None) -> Ranking:
     """Every distinct incident is encoded once; similarities are cosines, shape (pairs,)."""
     pairs = data.validation
-    return rank_pairs(_similarities(encoder, pairs, check), pairs.grades, data.positive_grade)
+    return rank_pairs(_similarities(encoder, pairs, check), pairs.grades, data.ladder.positive)
 
 
 def _similarities(encoder: Encoder, pairs: GradedPairs, check: Callable[[], None]) -> FloatArray:
@@ -128,7 +129,9 @@ def _at_hand(config: TrialConfig) -> str:
 
 
 @lru_cache(maxsize=1)
-def _untrained(incidents: Incidents, splits: Splits, pairs: Pairs, model: str, max_seq_tokens: int) -> Scores:
+def _untrained(
+    incidents: Incidents, labels: Labels, splits: Splits, pairs: Pairs, model: str, max_seq_tokens: int
+) -> Scores:
     """The base model's scores: the same for all trials of a process, so measured once."""
-    data = load_data(incidents, splits, pairs)
+    data = load_data(incidents, labels, splits, pairs)
     return score(rank_validation(load_encoder(model, max_seq_tokens, data.table.texts), data))

@@ -5,10 +5,14 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import math
 import unicodedata
 import zlib
 from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC
+from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 from typing import cast
@@ -40,9 +44,11 @@ class IncidentTable:
     texts: list[str]
     category: IntArray
     subcategory: IntArray  # numbers (category, subcategory) together; of the category alone if no column is mapped
+    configuration_item: IntArray  # numbers (category, subcategory, item) together
     text_number: IntArray  # equal where the normalised texts are
     cluster: IntArray  # connected by duplicate links
     group: IntArray  # connected by duplicate links or equal texts: never split
+    opened: NDArray[np.float64] | None  # seconds since 1970; None where no column is mapped
     dropped: int  # rows without text or category
 
     def __len__(self) -> int:
@@ -97,6 +103,7 @@ def _rows(path: Path, columns: Columns) -> Iterator[dict[str, str]]:
                 if len(fields) != len(header):
                     raise DataError(f"{path}:{line}: found {len(fields)} fields, the header has {len(header)}")
                 row = _pick(dict(zip(header, fields, strict=True)), columns)
+                _check_date(path, line, row["opened"], columns.opened_format)
                 if not row["id"] or row["id"] in seen:
                     raise DataError(f"{path}:{line}: id {row['id']!r} is empty or not unique")
                 seen.add(row["id"])
@@ -121,7 +128,8 @@ def _first_line_not_utf8(path: Path) -> int:
 def _check_header(path: Path, header: list[str], columns: Columns) -> None:
     if len(set(header)) != len(header):
         raise DataError(f"{path}:1: two columns have the same name; rename one")
-    wanted = [columns.id, *columns.text, columns.category, columns.subcategory, columns.duplicate_of]
+    optional = [columns.subcategory, columns.configuration_item, columns.duplicate_of, columns.opened]
+    wanted = [columns.id, *columns.text, columns.category, *optional]
     missing = [name for name in wanted if name is not None and name not in header]
     if missing:
         raise DataError(
@@ -136,8 +144,26 @@ def _pick(fields: dict[str, str], columns: Columns) -> dict[str, str]:
         "text": " ".join(fields[name].strip() for name in columns.text).strip(),
         "category": fields[columns.category].strip(),
         "subcategory": fields[columns.subcategory].strip() if columns.subcategory else "",
+        "configuration_item": fields[columns.configuration_item].strip() if columns.configuration_item else "",
         "duplicate_of": fields[columns.duplicate_of].strip() if columns.duplicate_of else "",
+        "opened": fields[columns.opened].strip() if columns.opened else "",
     }
+
+
+def _check_date(path: Path, line: int, text: str, form: str | None) -> None:
+    try:
+        _seconds(text, form)
+    except ValueError:
+        expected = f"a date as {form!r}" if form else "an ISO 8601 date; name its form in columns.opened_format"
+        raise DataError(f"{path}:{line}: found {text!r}, expected {expected}") from None
+
+
+def _seconds(text: str, form: str | None) -> float:
+    """Since 1970; an incident without a date is older than any. Without a zone, UTC. Raises ValueError."""
+    if not text:
+        return -math.inf
+    date = datetime.strptime(text, form) if form else datetime.fromisoformat(text)
+    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
 
 
 def _table(rows: list[dict[str, str]], columns: Columns, dropped: int) -> IncidentTable:
@@ -151,19 +177,26 @@ def _table(rows: list[dict[str, str]], columns: Columns, dropped: int) -> Incide
         subcategories = [(row["category"], row["subcategory"]) if row["subcategory"] else None for row in rows]
     else:
         subcategories = [(row["category"], "") for row in rows]
+    items = [
+        (*known, row["configuration_item"]) if known and row["configuration_item"] else None
+        for known, row in zip(subcategories, rows, strict=True)
+    ]
+    opened = np.array([_seconds(row["opened"], columns.opened_format) for row in rows]) if columns.opened else None
     return IncidentTable(
         ids=ids,
         texts=[row["text"] for row in rows],
         category=_numbers([row["category"] for row in rows]),
         subcategory=_numbers(subcategories),
+        configuration_item=_numbers(items),
         text_number=text_number,
         cluster=_components(links, len(rows)),
         group=_components(links + equal, len(rows)),
+        opened=opened,
         dropped=dropped,
     )
 
 
-def _numbers(values: list[str] | list[tuple[str, str] | None]) -> IntArray:
+def _numbers(values: Sequence[str | tuple[str, ...] | None]) -> IntArray:
     """Class numbers in order of first appearance; None is UNKNOWN."""
     number_of: dict[object, int] = {None: UNKNOWN}
     for value in values:

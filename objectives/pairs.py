@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from objectives.config import Columns
 from objectives.config import Pairs
 from objectives.config import Splits
 from objectives.evaluation import FloatArray
+from objectives.grades import Ladder
+from objectives.grades import classes
+from objectives.grades import grade
 from objectives.incidents import UNKNOWN
 from objectives.incidents import DataError
 from objectives.incidents import IncidentTable
@@ -27,53 +29,45 @@ class GradedPairs:
     grades: FloatArray
 
 
-def positive_grade(columns: Columns) -> float:
-    """Pairs graded at least this are positives: equal subcategory, or equal category where nothing finer is mapped."""
-    return 0.5 if columns.subcategory else 0.25
-
-
 def split_incidents(table: IncidentTable, config: Splits) -> dict[str, IntArray]:
-    """Incident numbers of train, validation and test; a group is never divided."""
+    """Incident numbers of train, validation and test; a group is never divided.
+
+    By date, test is the latest and validation comes before; else groups are drawn.
+    """
     sizes = np.bincount(table.group)
     order = np.random.default_rng(config.seed).permutation(len(sizes))
-    before = np.empty(len(sizes))  # share of the incidents in the groups drawn before this one
-    before[order] = (np.cumsum(sizes[order]) - sizes[order]) / len(table)
+    if table.opened is not None:
+        latest = np.full(len(sizes), -np.inf)
+        np.maximum.at(latest, table.group, table.opened)
+        order = order[np.argsort(-latest[order], kind="stable")]
     held_out = config.validation + config.test
-    edges = {"validation": (0.0, config.validation), "test": (config.validation, held_out), "train": (held_out, 1.0)}
+    first, second = ("test", "validation") if table.opened is not None else ("validation", "test")
+    middle = getattr(config, first)
+    before = np.empty(len(sizes))  # share of the incidents in the groups that came before this one
+    before[order] = (np.cumsum(sizes[order]) - sizes[order]) / len(table)
+    edges = {first: (0.0, middle), second: (middle, held_out), "train": (held_out, 1.0)}
     share = before[table.group]
     return {name: np.flatnonzero((low <= share) & (share < high)) for name, (low, high) in edges.items()}
 
 
-def grade(table: IncidentTable, columns: Columns, anchors: IntArray, others: IntArray) -> FloatArray:
-    """0 other category, 0.25 same category, 0.5 same subcategory, 1.0 linked duplicate; nan for a missing label."""
-    same_category = table.category[anchors] == table.category[others]
-    a, b = table.subcategory[anchors], table.subcategory[others]
-    unknown = same_category & ((a == UNKNOWN) | (b == UNKNOWN))
-    same_subcategory = (a == b) & (columns.subcategory is not None)
-    grades = np.where(same_subcategory, 0.5, np.where(same_category, 0.25, 0.0))
-    grades[unknown] = np.nan
-    grades[table.cluster[anchors] == table.cluster[others]] = 1.0
-    return grades
-
-
-def held_out_pairs(table: IncidentTable, columns: Columns, members: IntArray, config: Pairs) -> GradedPairs:
+def held_out_pairs(table: IncidentTable, ladder: Ladder, members: IntArray, config: Pairs) -> GradedPairs:
     """Pairs among `members` with the declared shares; fewer in all where a grade is scarce.
 
-    At most half of the declared positives are linked duplicates. Raises DataError if a class has no pair.
+    Raises DataError if a class has no pair.
     """
     rng = np.random.default_rng(config.seed)
 
-    def draw(classes: IntArray, level: float) -> IntArray:
-        ends = _partners(classes, members, config.held_out * OVERSAMPLING, rng)
-        of_level: IntArray = ends[grade(table, columns, *ends.T) == level]
+    def draw(of: IntArray, level: float) -> IntArray:
+        ends = _partners(of, members, config.held_out * OVERSAMPLING, rng)
+        of_level: IntArray = ends[grade(table, ladder, *ends.T) == level]
         return of_level
 
-    duplicates = draw(table.cluster, 1.0)[: round(config.positive_share * config.held_out / 2)]
-    positives = rng.permutation(np.concatenate([duplicates, draw(table.subcategory, positive_grade(columns))]))
-    near = draw(table.category, 0.25) if columns.subcategory else positives[:0]
+    pools = {tie: draw(classes(table, tie), level) for tie, level in reversed(ladder.grades.items())}
     far = draw(np.zeros(len(table), dtype=np.int64), 0.0)
-    ends = _with_shares([positives, near, far], config)
-    return GradedPairs(ends[:, 0], ends[:, 1], grade(table, columns, *ends.T))
+    positives = _alike([pools.pop(tie) for tie in ladder.positives], round(config.positive_share * config.held_out))
+    near = np.concatenate([far[:0], *pools.values()])
+    ends = _with_shares([rng.permutation(positives), rng.permutation(near), far], config)
+    return GradedPairs(ends[:, 0], ends[:, 1], grade(table, ladder, *ends.T))
 
 
 def train_pairs(table: IncidentTable, members: IntArray, size: int, seed: int) -> IntArray:
@@ -111,6 +105,15 @@ def _distinct(ends: IntArray) -> IntArray:
     low, high = ends.min(axis=1), ends.max(axis=1)
     first = np.unique(low * (high.max(initial=0) + 1) + high, return_index=True)[1]
     return ends[np.sort(first)]
+
+
+def _alike(pools: list[IntArray], size: int) -> IntArray:
+    """As many of each pool as there are of the others, up to `size` in all; a scarce one gives all that it has."""
+    taken = [pool[:0] for pool in pools]
+    scarce_first = sorted(range(len(pools)), key=lambda number: len(pools[number]))
+    for done, number in enumerate(scarce_first):
+        taken[number] = pools[number][: (size - sum(map(len, taken))) // (len(pools) - done)]
+    return np.concatenate(taken)
 
 
 def _with_shares(pools: list[IntArray], config: Pairs) -> IntArray:

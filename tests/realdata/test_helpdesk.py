@@ -38,7 +38,7 @@ def go_on(progress: Progress) -> Verdict:
 
 
 def test_study_file_of_the_real_tickets_reads(file: StudyFile) -> None:
-    data = load_data(file.incidents, file.splits, file.pairs)
+    data = load_data(file.incidents, file.labels, file.splits, file.pairs)
     assert file.name == "helpdesk"
     assert (len(data.table), data.table.dropped) == (5_323, 108)
     assert len(data.train) == file.pairs.train
@@ -46,13 +46,13 @@ def test_study_file_of_the_real_tickets_reads(file: StudyFile) -> None:
 
 
 def test_validation_pairs_hold_the_share_of_positives_of_version_4(file: StudyFile) -> None:
-    data = load_data(file.incidents, file.splits, file.pairs)
-    assert float((data.validation.grades >= data.positive_grade).mean()) == pytest.approx(0.135, abs=0.005)
+    data = load_data(file.incidents, file.labels, file.splits, file.pairs)
+    assert float((data.validation.grades >= data.ladder.positive).mean()) == pytest.approx(0.135, abs=0.005)
     assert set(data.validation.grades.tolist()) == {0.0, 0.25, 0.5}
 
 
 def test_no_ticket_and_no_text_is_on_both_sides_of_a_split(file: StudyFile) -> None:
-    data = load_data(file.incidents, file.splits, file.pairs)
+    data = load_data(file.incidents, file.labels, file.splits, file.pairs)
     members = split_incidents(data.table, file.splits)
     assert sorted(np.concatenate(list(members.values())).tolist()) == list(range(len(data.table)))
     trained = set(data.table.text_number[data.train].ravel().tolist())

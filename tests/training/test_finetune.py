@@ -64,7 +64,7 @@ def test_the_saved_model_scores_the_same_with_sentence_transformers_and_scipy_al
     tmp_path: Path, trial: Trial, config: TrialConfig
 ) -> None:
     trial[0].save(tmp_path / "model")
-    data = load_data(config.incidents, config.splits, config.pairs)
+    data = load_data(config.incidents, config.labels, config.splits, config.pairs)
     model = SentenceTransformer(str(tmp_path / "model"), device="cpu")
     vectors = model.encode(data.table.texts, normalize_embeddings=True).astype("float64")
     similarities = (vectors[data.validation.anchors] * vectors[data.validation.others]).sum(axis=1)

@@ -187,14 +187,14 @@ def test_the_loop_and_the_trainer_end_alike(config: TrialConfig, tmp_path: Path)
     training = Training(
         learning_rate=0.01, batch_size=400, epochs=10, weight_decay=1.0, max_grad_norm=0.05, eval_every_examples=4000
     )
-    data = load_data(config.incidents, config.splits, config.pairs)
+    data = load_data(config.incidents, config.labels, config.splits, config.pairs)
     ours = load_encoder(config.model, 128, data.table.texts)
     theirs = trained_by_the_trainer(ours, data, training, tmp_path)
     untrained = score(rank_validation(ours, data))["roc_auc"]
     run = fit(ours, data.train, training, 0, lambda: score(rank_validation(ours, data)), go_on)
     vectors = theirs.encode(data.table.texts, normalize_embeddings=True)
     similarities = (vectors[data.validation.anchors] * vectors[data.validation.others]).sum(1).astype(np.float64)
-    roc_auc = score(rank_pairs(similarities, data.validation.grades, data.positive_grade))["roc_auc"]
+    roc_auc = score(rank_pairs(similarities, data.validation.grades, data.ladder.positive))["roc_auc"]
     assert roc_auc > untrained + 0.05
     assert run.curve[-1].scores["roc_auc"] == pytest.approx(roc_auc, abs=1e-3)
     assert encode(ours, np.arange(len(vectors))) == pytest.approx(vectors, abs=1e-4)

@@ -112,6 +112,7 @@ def test_what_does_not_decide_a_result_may_change_while_a_study_lives(folder: Pa
 CHANGES: dict[str, Any] = {
     "name": "other",
     "incidents": {"path": "incidents.csv", "columns": {"category": "kind"}},
+    "labels": {"near": 0.8},
     "splits": {"seed": 1},
     "pairs": {"seed": 1},
     "model": "other",

@@ -142,3 +142,35 @@ def test_a_wrong_byte_is_named_with_its_line_far_into_a_file(export: Path) -> No
     rows = [ONE.replace("1", str(number), 1).encode() for number in range(1, 300)]
     rows[250] = rows[250].replace(b"mail", b"m\xe9l")
     assert ":252: not UTF-8" in refusal(export, HEADER.encode() + b"".join(rows))
+
+
+DATED = "number,short_description,description,category,subcategory,opened,item\n"
+
+
+def read_dated(path: Path, form: str | None, *dates: str) -> IncidentTable:
+    rows = [f"{number},mail,down,software,mail,{date},\n" for number, date in enumerate(dates)]
+    path.write_text(DATED + "".join(rows))
+    columns = Columns(opened="opened", opened_format=form, configuration_item="item")
+    return read_incidents(Incidents(path=str(path), columns=columns))
+
+
+def test_dates_are_read_as_declared_or_as_iso_8601_and_a_missing_one_is_older_than_any(export: Path) -> None:
+    iso = read_dated(export, None, "2024-03-02 00:00:00", "2024-03-02T01:00:00+01:00", "").opened
+    declared = read_dated(export, "%d.%m.%Y %H:%M", "02.03.2024 00:00").opened
+    assert iso is not None
+    assert declared is not None
+    assert iso.tolist() == [1709337600.0, 1709337600.0, float("-inf")]
+    assert declared.tolist() == [1709337600.0]
+
+
+@pytest.mark.parametrize(("form", "expected"), [(None, "an ISO 8601 date; name its form"), ("%d.%m.%Y", "'%d.%m.%Y'")])
+def test_a_date_of_another_form_names_its_line(export: Path, form: str | None, expected: str) -> None:
+    with pytest.raises(DataError, match=rf"csv:3: found '03/04/24', expected .*{expected}"):
+        read_dated(export, form, "2024-03-02" if form is None else "02.03.2024", "03/04/24")
+
+
+def test_equal_configuration_items_of_other_subcategories_are_not_near(export: Path) -> None:
+    rows = "1,a,b,software,mail,,srv1\n2,a,b,software,mail,,srv1\n3,a,b,software,web,,srv1\n4,a,b,software,mail,,\n"
+    export.write_text(DATED + rows)
+    table = read_incidents(Incidents(path=str(export), columns=Columns(configuration_item="item")))
+    assert table.configuration_item.tolist() == [0, 0, 1, -1]

@@ -13,25 +13,32 @@ from numpy.typing import ArrayLike
 
 from objectives.config import Columns
 from objectives.config import Incidents
+from objectives.config import Labels
 from objectives.config import Pairs
 from objectives.config import Splits
 from objectives.data import load_data
+from objectives.grades import grade
+from objectives.grades import make_ladder
 from objectives.incidents import DataError
 from objectives.incidents import IncidentTable
 from objectives.incidents import IntArray
 from objectives.incidents import read_incidents
-from objectives.pairs import grade
 from objectives.pairs import held_out_pairs
-from objectives.pairs import positive_grade
 from objectives.pairs import split_incidents
 from objectives.pairs import train_pairs
 
 COLUMNS = Columns(duplicate_of="duplicate_of")
+LADDER = make_ladder(Labels(), COLUMNS)
 few = settings(derandomize=True, max_examples=25, deadline=None, database=None)
 
 
 def make_table(
-    category: ArrayLike, subcategory: ArrayLike, text: ArrayLike | None = None, cluster: ArrayLike | None = None
+    category: ArrayLike,
+    subcategory: ArrayLike,
+    text: ArrayLike | None = None,
+    cluster: ArrayLike | None = None,
+    item: ArrayLike | None = None,
+    opened: ArrayLike | None = None,
 ) -> IncidentTable:
     """Without texts and clusters, every incident has its own."""
     own = np.arange(len(np.asarray(category)), dtype=np.int64)
@@ -41,9 +48,11 @@ def make_table(
         texts=[f"text {number}" for number in own],
         category=np.array(category),
         subcategory=np.array(subcategory),
+        configuration_item=np.full(len(own), -1) if item is None else np.asarray(item),
         text_number=own if text is None else np.asarray(text),
         cluster=clusters,
         group=clusters,
+        opened=None if opened is None else np.asarray(opened, dtype=np.float64),
         dropped=0,
     )
 
@@ -94,13 +103,59 @@ def test_splits_have_their_declared_shares_and_follow_their_seed() -> None:
 )
 def test_grades_follow_the_ladder(one: int, other: int, expected: float) -> None:
     table = make_table([0, 0, 0, 0, 1, 1, 0, 0], [0, 0, 1, -1, 2, 2, 1, -1], cluster=[0, 1, 2, 3, 4, 5, 5, 6])
-    graded = grade(table, COLUMNS, np.array([one]), np.array([other]))
+    graded = grade(table, LADDER, np.array([one]), np.array([other]))
     assert graded.tolist() == pytest.approx([expected], nan_ok=True)
+
+
+def test_by_date_the_latest_groups_are_the_test_and_those_before_the_validation() -> None:
+    opened = np.random.default_rng(0).permutation(1_000).astype(float)
+    cluster = np.arange(1_000) // 2  # a group is as late as its latest
+    table = make_table(cluster, cluster, cluster=cluster, opened=opened)
+    members = split_incidents(table, Splits(validation=0.2, test=0.1))
+    latest = np.maximum(opened[0::2], opened[1::2])[cluster]
+    shares = {name: len(numbers) / 1_000 for name, numbers in members.items()}
+    assert shares == pytest.approx({"train": 0.7, "validation": 0.2, "test": 0.1}, abs=0.002)
+    assert latest[members["train"]].max() < latest[members["validation"]].min()
+    assert latest[members["validation"]].max() < latest[members["test"]].min()
+
+
+def test_grades_are_as_declared_and_ties_without_data_drop_out() -> None:
+    labels = Labels(same_category=0.1, same_subcategory=0.2, near=0.4, positive="near")
+    item, cluster = [0, 0, 1, -1, 2, 3], [0, 1, 2, 3, 4, 4]
+    table = make_table([0] * 6, [0, 0, 0, 0, 1, 2], item=item, cluster=cluster)
+    anchors, others = np.array([0, 0, 0, 0, 4]), np.array([1, 2, 3, 4, 5])
+    whole = make_ladder(labels, Columns(configuration_item="cmdb_ci", duplicate_of="duplicate_of"))
+    assert grade(table, whole, anchors, others).tolist() == [0.4, 0.2, 0.2, 0.1, 1.0]
+    assert (whole.positive, list(whole.positives)) == (0.4, ["near", "duplicate"])
+    without = make_ladder(labels, Columns())
+    assert grade(table, without, anchors, others).tolist() == [0.2, 0.2, 0.2, 0.1, 0.1]
+    assert (without.positive, list(without.positives)) == (0.2, ["same_subcategory"])
+
+
+def test_grades_that_do_not_ascend_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"ascend.*0\.25, 0\.5, 0\.5, 1\.0"):
+        Labels(near=0.5)
+
+
+def test_positives_are_of_all_their_grades_alike_as_far_as_each_has_so_many() -> None:
+    rng = np.random.default_rng(0)
+    subcategory = rng.integers(20, size=4_000)
+    item = np.where(rng.random(4_000) < 0.5, subcategory * 10 + rng.integers(10, size=4_000), -1)
+    cluster = np.cumsum(rng.random(4_000) > 0.05) - 1
+    table = make_table(subcategory // 4, subcategory, cluster=cluster, item=item)
+    ladder = make_ladder(Labels(), Columns(configuration_item="cmdb_ci", duplicate_of="duplicate_of"))
+    config = Pairs(held_out=5_000, positive_share=0.6, same_category_share=0.2)
+    grades = held_out_pairs(table, ladder, np.arange(4_000), config).grades
+    shares = {level: float(np.mean(grades == level)) for level in (0.0, 0.25, 0.5, 0.75, 1.0)}
+    duplicates = shares[1.0]
+    assert 0.02 < duplicates < 0.2
+    rest = (0.6 - duplicates) / 2
+    assert shares == pytest.approx({0.0: 0.2, 0.25: 0.2, 0.5: rest, 0.75: rest, 1.0: duplicates}, abs=0.01)
 
 
 def test_held_out_pairs_have_their_declared_shares() -> None:
     table, config = large_table(4_000), Pairs(held_out=5_000, positive_share=0.2, same_category_share=0.3)
-    pairs = held_out_pairs(table, COLUMNS, np.arange(4_000), config)
+    pairs = held_out_pairs(table, LADDER, np.arange(4_000), config)
     shares = [np.mean(pairs.grades >= 0.5), np.mean(pairs.grades == 0.25), np.mean(pairs.grades == 0)]
     assert len(pairs.grades) == 5_000
     assert shares == pytest.approx([0.2, 0.3, 0.5], abs=0.001)
@@ -111,12 +166,12 @@ def test_held_out_pairs_are_of_members_each_once_none_with_itself_none_without_a
     table = large_table(600)
     table.subcategory[::3] = -1
     members = np.arange(100, 400)
-    pairs = held_out_pairs(table, COLUMNS, members, Pairs(held_out=3_000))
+    pairs = held_out_pairs(table, LADDER, members, Pairs(held_out=3_000))
     ends = np.stack([pairs.anchors, pairs.others], axis=1)
     assert np.isin(ends, members).all()
     assert len(unordered(ends)) == len(ends)
     assert (ends[:, 0] != ends[:, 1]).all()
-    assert np.array_equal(pairs.grades, grade(table, COLUMNS, *ends.T))
+    assert np.array_equal(pairs.grades, grade(table, LADDER, *ends.T))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +181,7 @@ def test_held_out_pairs_are_of_members_each_once_none_with_itself_none_without_a
 )
 def test_a_scarce_grade_shrinks_all_and_keeps_the_shares(category: IntArray, subcategory: IntArray) -> None:
     table = make_table(category, subcategory)
-    pairs = held_out_pairs(table, COLUMNS, np.arange(400), Pairs(held_out=10_000))
+    pairs = held_out_pairs(table, LADDER, np.arange(400), Pairs(held_out=10_000))
     total = len(pairs.grades)
     counts = [np.sum(pairs.grades >= 0.5), np.sum(pairs.grades == 0.25), np.sum(pairs.grades == 0)]
     assert 0 < total < 2_000
@@ -134,17 +189,17 @@ def test_a_scarce_grade_shrinks_all_and_keeps_the_shares(category: IntArray, sub
 
 
 def test_without_subcategories_equal_category_is_the_positive_grade() -> None:
-    columns = Columns(subcategory=None)
+    ladder = make_ladder(Labels(), Columns(subcategory=None))
     table = make_table(np.arange(300) // 30, np.arange(300) // 30)
-    pairs = held_out_pairs(table, columns, np.arange(300), Pairs(held_out=1_000))
+    pairs = held_out_pairs(table, ladder, np.arange(300), Pairs(held_out=1_000))
     assert set(pairs.grades) == {0.0, 0.25}
-    assert np.mean(pairs.grades >= positive_grade(columns)) == pytest.approx(0.135, abs=0.01)
+    assert np.mean(pairs.grades >= ladder.positive) == pytest.approx(0.135, abs=0.01)
 
 
 @pytest.mark.parametrize("category", [[0] * 200, list(range(200))], ids=["no negative", "no positive"])
 def test_a_split_of_one_class_of_pairs_is_refused(category: list[int]) -> None:
     with pytest.raises(DataError, match="no positive or no negative pair"):
-        held_out_pairs(make_table(category, category), COLUMNS, np.arange(200), Pairs())
+        held_out_pairs(make_table(category, category), LADDER, np.arange(200), Pairs())
 
 
 @given(st.lists(st.tuples(st.integers(-1, 5), st.integers(0, 20)), min_size=8, max_size=60), st.integers(0, 99))
@@ -182,7 +237,9 @@ def test_pairs_are_a_function_of_the_seed() -> None:
 
 
 def test_training_pairs_and_validation_pairs_have_no_incident_in_common(incidents_csv: Path) -> None:
-    data = load_data(Incidents(path=str(incidents_csv), columns=COLUMNS), Splits(), Pairs(train=2_000, held_out=1_000))
+    data = load_data(
+        Incidents(path=str(incidents_csv), columns=COLUMNS), Labels(), Splits(), Pairs(train=2_000, held_out=1_000)
+    )
     validation = np.concatenate([data.validation.anchors, data.validation.others])
     assert not set(data.table.group[data.train.ravel()]) & set(data.table.group[validation])
 
@@ -192,7 +249,7 @@ def test_twenty_thousand_pairs_of_forty_thousand_incidents_take_little_time_and_
     tracemalloc.start()
     started = time.process_time()
     ends = train_pairs(table, members, 20_000, seed=0)
-    pairs = held_out_pairs(table, COLUMNS, members, Pairs(held_out=10_000))
+    pairs = held_out_pairs(table, LADDER, members, Pairs(held_out=10_000))
     seconds, peak = time.process_time() - started, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (len(ends), len(pairs.grades)) == (20_000, 10_000)
