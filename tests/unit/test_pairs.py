@@ -114,7 +114,7 @@ def test_by_date_the_latest_groups_are_the_test_and_those_before_the_validation(
     members = split_incidents(table, Splits(validation=0.2, test=0.1))
     latest = np.maximum(opened[0::2], opened[1::2])[cluster]
     shares = {name: len(numbers) / 1_000 for name, numbers in members.items()}
-    assert shares == pytest.approx({"train": 0.7, "validation": 0.2, "test": 0.1}, abs=0.002)
+    assert shares == pytest.approx({"train": 0.7, "validation": 0.2, "test": 0.1}, abs=0.003)
     assert latest[members["train"]].max() < latest[members["validation"]].min()
     assert latest[members["validation"]].max() < latest[members["test"]].min()
 
