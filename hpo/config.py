@@ -31,6 +31,7 @@ from objectives.config import TrialConfig
 from objectives.evaluation import METRICS
 from objectives.evaluation import MetricName
 from objectives.incidents import file_sha256
+from objectives.presets import preset_columns
 from search_spaces.space import Preset
 from search_spaces.space import SpaceWithBaselines
 from search_spaces.space import Value
@@ -129,9 +130,8 @@ class StudyFile(BaseModel):
 def read_study_file(path: Path) -> StudyFile:
     """Whole and self-contained: the preset written out, paths absolute, the data's SHA-256. Raises InputError."""
     file = read_yaml(path, StudyFile)
-    incidents = (path.parent / file.incidents.path).resolve()
     change: dict[str, Any] = {
-        "incidents": file.incidents.model_copy(update={"path": str(incidents), "sha256": file_sha256(incidents)}),
+        "incidents": _whole_incidents(file.incidents, path.parent),
         "model": _absolute_model(file.model, path.parent),
         "space": _space(file, path),
         "checkpoints": _absolute_checkpoints(file.checkpoints, path.parent),
@@ -202,6 +202,14 @@ def _check_trainable(path: Path, values: Mapping[str, Value]) -> None:
         first = error.errors()[0]
         what = "".join(f"{name} cannot be {values[str(name)]!r}: " for name in first["loc"][:1])
         raise InputError(f"{path}: space: {what}{first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _whole_incidents(incidents: Incidents, folder: Path) -> Incidents:
+    path = (folder / incidents.path).resolve()
+    change: dict[str, Any] = {"path": str(path), "sha256": file_sha256(path)}
+    if incidents.preset is not None:
+        change |= {"preset": None, "columns": preset_columns(path, incidents.encoding, incidents.preset)}
+    return incidents.model_copy(update=change)
 
 
 def _absolute_checkpoints(checkpoints: Checkpoints, folder: Path) -> Checkpoints:

@@ -18,6 +18,7 @@ from pydantic import model_validator
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 STATIC = "static:"  # before a model's name: its token vectors alone
 
+PresetName = Literal["servicenow", "jira"]
 ALIVE_S = 1.0  # a trainer at work says so about so often
 
 Precision = Literal["auto", "float32", "bfloat16"]  # auto: bfloat16 where a GPU has it
@@ -42,8 +43,16 @@ class Columns(BaseModel):
 class Incidents(BaseModel):
     model_config = STRICT
     path: Annotated[str, Field(pattern=r"^[^\x00]+$")]
+    preset: PresetName | None = None  # in place of columns
     columns: Columns = Columns()
+    encoding: Literal["utf-8", "utf-16", "cp1252", "latin-1"] = "utf-8"
     sha256: str | None = None  # of the file's bytes; set when a study is created
+
+    @model_validator(mode="after")
+    def _mapped_once(self) -> Incidents:
+        if self.preset is not None and "columns" in self.model_fields_set:
+            raise ValueError("columns are named by preset or by columns; keep one")
+        return self
 
 
 class Labels(BaseModel):

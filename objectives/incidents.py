@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
 import math
 import unicodedata
-import zlib
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,16 +19,11 @@ from scipy.sparse.csgraph import connected_components
 
 from objectives.config import Columns
 from objectives.config import Incidents
+from objectives.reading import DataError
+from objectives.reading import read_rows
 
 IntArray = NDArray[np.int64]
 UNKNOWN = -1
-MAX_FIELD_CHARACTERS = 1 << 20
-
-
-class DataError(ValueError):
-    """The incidents cannot be used; the message names file, line and what was expected."""
-
-    exit_code = 2
 
 
 @dataclass(frozen=True)
@@ -69,7 +59,7 @@ def read_incidents(config: Incidents) -> IncidentTable:
     sha256 = file_sha256(path)
     if config.sha256 not in (None, sha256):
         raise DataError(f"{path}: SHA-256 is {sha256[:12]}…, the study was created with {str(config.sha256)[:12]}…")
-    rows = list(_rows(path, config.columns))
+    rows = list(_rows(path, config))
     kept = [row for row in rows if row["text"] and row["category"]]
     if not kept:
         raise DataError(f"{path}: none of {len(rows)} rows has both text and a category")
@@ -81,55 +71,26 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _open_text(path: Path) -> TextIO:
-    opener = gzip.open if path.suffix == ".gz" else open
-    return cast(TextIO, opener(path, "rt", encoding="utf-8-sig", newline=""))
-
-
-def _rows(path: Path, columns: Columns) -> Iterator[dict[str, str]]:
-    """One dict per incident: id, text, category, subcategory, duplicate_of."""
-    csv.field_size_limit(MAX_FIELD_CHARACTERS)
+def _rows(path: Path, config: Incidents) -> Iterator[dict[str, str]]:
+    """One dict per incident: id, text, category, subcategory, configuration_item, duplicate_of, opened."""
     seen: set[str] = set()
-    line = 1
-    try:
-        with _open_text(path) as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, [])
-            _check_header(path, header, columns)
-            line = reader.line_num + 1
-            for fields in reader:
-                if not fields:  # a blank line
-                    continue
-                if len(fields) != len(header):
-                    raise DataError(f"{path}:{line}: found {len(fields)} fields, the header has {len(header)}")
-                row = _pick(dict(zip(header, fields, strict=True)), columns)
-                _check_date(path, line, row["opened"], columns.opened_format)
-                if not row["id"] or row["id"] in seen:
-                    raise DataError(f"{path}:{line}: id {row['id']!r} is empty or not unique")
-                seen.add(row["id"])
-                yield row
-                line = reader.line_num + 1
-    except UnicodeDecodeError:
-        raise DataError(f"{path}:{_first_line_not_utf8(path)}: not UTF-8; save the export as UTF-8") from None
-    except csv.Error as error:
-        raise DataError(f"{path}:{line}: not readable as CSV ({error})") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
-
-
-def _first_line_not_utf8(path: Path) -> int:
-    """The decoder reads in chunks and cannot tell."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as file:
-        lines = enumerate(file, 1)
-        return next((number for number, line in lines if line.decode("utf-8", "ignore").encode() != line), 1)
+    rows = read_rows(path, config.encoding)
+    header = next(rows, (1, []))[1]
+    _check_header(path, header, config.columns)
+    for line, fields in rows:
+        row = _pick(dict(zip(header, fields, strict=True)), config.columns)
+        _check_date(path, line, row["opened"], config.columns.opened_format)
+        if not row["id"] or row["id"] in seen:
+            raise DataError(f"{path}:{line}: id {row['id']!r} is {'not unique' if row['id'] else 'empty'}")
+        seen.add(row["id"])
+        yield row
 
 
 def _check_header(path: Path, header: list[str], columns: Columns) -> None:
-    if len(set(header)) != len(header):
-        raise DataError(f"{path}:1: two columns have the same name; rename one")
     optional = [columns.subcategory, columns.configuration_item, columns.duplicate_of, columns.opened]
     wanted = [columns.id, *columns.text, columns.category, *optional]
+    if twice := sorted({name for name in wanted if name is not None and header.count(name) > 1}):
+        raise DataError(f"{path}:1: two columns are named {', '.join(map(repr, twice))}; rename one")
     missing = [name for name in wanted if name is not None and name not in header]
     if missing:
         raise DataError(

@@ -13,9 +13,9 @@ from objectives.grades import Ladder
 from objectives.grades import classes
 from objectives.grades import grade
 from objectives.incidents import UNKNOWN
-from objectives.incidents import DataError
 from objectives.incidents import IncidentTable
 from objectives.incidents import IntArray
+from objectives.reading import DataError
 
 OVERSAMPLING = 4  # draws per wanted pair: repeats and wrong grades are thrown away
 

@@ -30,12 +30,12 @@ from objectives.config import Job
 from objectives.device import DeviceError
 from objectives.evaluation import Collapsed
 from objectives.finetune import finetune
-from objectives.incidents import DataError
 from objectives.model_files import ModelError
 from objectives.progress import Diverged
 from objectives.progress import Interrupted
 from objectives.progress import Interruptions
 from objectives.progress import Progress
+from objectives.reading import DataError
 
 INFEASIBLE = (Collapsed, Diverged)
 OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")  # what torch says of it

@@ -15,8 +15,8 @@ from hpo.config import trial_config
 from hpo.errors import InputError
 from hpo.yamlfile import read_yaml
 from objectives.config import Training
-from objectives.incidents import DataError
 from objectives.incidents import file_sha256
+from objectives.reading import DataError
 from search_spaces.space import Preset
 from search_spaces.space import edges
 from search_spaces.space import preset_names

@@ -7,10 +7,10 @@ import pytest
 
 from objectives.config import Columns
 from objectives.config import Incidents
-from objectives.incidents import DataError
 from objectives.incidents import IncidentTable
 from objectives.incidents import file_sha256
 from objectives.incidents import read_incidents
+from objectives.reading import DataError
 
 HEADER = "number,short_description,description,category,subcategory,duplicate_of\n"
 ONE = "1,mail down,since noon,software,mail,\n"
@@ -59,7 +59,7 @@ def test_a_missing_column_is_named_with_the_columns_there_are(export: Path) -> N
 
 
 def test_a_repeated_id_names_its_line(export: Path) -> None:
-    assert refusal(export, HEADER + ONE + TWO + ONE) == ":4: id '1' is empty or not unique"
+    assert refusal(export, HEADER + ONE + TWO + ONE) == ":4: id '1' is not unique"
 
 
 def test_two_columns_of_one_name_are_refused(export: Path) -> None:

@@ -19,13 +19,13 @@ from objectives.config import Splits
 from objectives.data import load_data
 from objectives.grades import grade
 from objectives.grades import make_ladder
-from objectives.incidents import DataError
 from objectives.incidents import IncidentTable
 from objectives.incidents import IntArray
 from objectives.incidents import read_incidents
 from objectives.pairs import held_out_pairs
 from objectives.pairs import split_incidents
 from objectives.pairs import train_pairs
+from objectives.reading import DataError
 
 COLUMNS = Columns(duplicate_of="duplicate_of")
 LADDER = make_ladder(Labels(), COLUMNS)

@@ -1,0 +1,126 @@
+"""Ticket exports as rows of text: CSV, TSV, Excel and Parquet, known by their first bytes, gzipped or not.
+
+Every field is text, and no value is magic: "None" and "NA" are words, and an id keeps its zeros.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import datetime
+from itertools import chain
+from pathlib import Path
+from typing import IO
+from typing import Any
+from typing import cast
+
+MAX_FIELD_CHARACTERS = 1 << 20
+DELIMITERS = (",", ";", "\t", "|")
+BATCH_ROWS = 10_000
+Row = tuple[int, list[str]]  # line of the file, or row of the sheet, and its fields
+
+
+class DataError(ValueError):
+    """The incidents cannot be used; the message names file, line and what was expected."""
+
+    exit_code = 2
+
+
+def read_rows(path: Path, encoding: str) -> Iterator[Row]:
+    """The header first; every row has as many fields. Raises DataError."""
+    try:
+        with _open(path) as file:
+            start = cast(io.BufferedReader, file).peek(4)[:4]
+            if start == b"PAR1":
+                yield from _parquet(path, file)
+            elif start == b"PK\x03\x04":
+                yield from _excel(path, file)
+            elif start == b"\xd0\xcf\x11\xe0":
+                raise DataError(f"{path}: an Excel file of the old kind; save it as .xlsx or as CSV")
+            else:
+                yield from _delimited(path, file, encoding)
+    except UnicodeError:
+        line = _first_wrong_line(path, encoding)
+        raise DataError(f"{path}:{line}: not {encoding.upper()}; declare its encoding in incidents.encoding") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+
+
+def _open(path: Path) -> IO[bytes]:
+    with path.open("rb") as file:
+        is_zipped = file.read(2) == b"\x1f\x8b"
+    return cast(IO[bytes], gzip.open(path)) if is_zipped else path.open("rb")
+
+
+def _delimited(path: Path, file: IO[bytes], encoding: str) -> Iterator[Row]:
+    csv.field_size_limit(MAX_FIELD_CHARACTERS)
+    with io.TextIOWrapper(file, "utf-8-sig" if encoding == "utf-8" else encoding, newline="") as text:
+        first = text.readline()
+        reader = csv.reader(chain([first], text), delimiter=max(DELIMITERS, key=first.count), strict=True)
+        line, width = 1, 0
+        try:
+            for fields in reader:
+                width = width or len(fields)
+                if fields and len(fields) != width:  # a blank line has none
+                    raise DataError(f"{path}:{line}: found {len(fields)} fields, the header has {width}")
+                if fields:
+                    yield line, fields
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise DataError(f"{path}:{line}: not readable as CSV ({error})") from None
+
+
+def _excel(path: Path, file: IO[bytes]) -> Iterator[Row]:
+    """The first sheet; columns without a heading do not count."""
+    import openpyxl
+
+    try:
+        book = openpyxl.load_workbook(io.BytesIO(file.read()), read_only=True, data_only=True)
+    except (zipfile.BadZipFile, KeyError, ValueError):
+        raise DataError(f"{path}: neither an Excel file nor a CSV file; save it anew") from None
+    with closing(book):
+        width = 0
+        for number, cells in enumerate(book.worksheets[0].iter_rows(values_only=True), 1):
+            fields = [_in_words(cell) for cell in cells]
+            width = width or next((n for n in range(len(fields), 0, -1) if fields[n - 1]), 0)
+            if any(fields[width:]):
+                raise DataError(f"{path}: row {number} has a field beyond the {width} columns of the heading")
+            if any(fields):
+                yield number, [*fields, *[""] * width][:width]
+
+
+def _in_words(cell: Any) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, datetime):
+        return cell.isoformat(sep=" ")
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
+
+
+def _parquet(path: Path, file: IO[bytes]) -> Iterator[Row]:
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path}: not readable as Parquet ({str(error).splitlines()[0]})") from None
+    yield 1, list(table.schema_arrow.names)
+    number = 1
+    for batch in table.iter_batches(BATCH_ROWS):
+        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            number += 1
+            yield number, [_in_words(cell) for cell in row]
+
+
+def _first_wrong_line(path: Path, encoding: str) -> int:
+    """The decoder reads in chunks and cannot tell."""
+    if encoding != "utf-8":
+        return 1
+    with _open(path) as file:
+        lines = enumerate(file, 1)
+        return next((number for number, line in lines if line.decode("utf-8", "ignore").encode() != line), 1)
