@@ -29,6 +29,11 @@ class Split(StrEnum):
     TRAIN = "train"
 
 
+class Preset(StrEnum):
+    servicenow = "servicenow"
+    jira = "jira"
+
+
 @app.command()
 def run(
     study_file: StudyPath,
@@ -164,6 +169,21 @@ def dashboard(port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0
     from hpo.dashboard import serve
 
     serve(port)
+
+
+@app.command("check-data")
+def check_data(
+    path: Annotated[Path, typer.Argument(metavar="INCIDENTS|STUDY.yaml", help="Export, or study file that names one.")],
+    preset: Annotated[Preset | None, typer.Option(help="How the export names its columns.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Show what an export holds and which scores its labels allow.
+
+    Example: hpo check-data incidents.csv
+    """
+    from hpo.check_data import check_data as check
+
+    check(path, preset.value if preset else None, as_json=as_json)
 
 
 @app.command("demo-data")

@@ -131,7 +131,7 @@ def read_study_file(path: Path) -> StudyFile:
     """Whole and self-contained: the preset written out, paths absolute, the data's SHA-256. Raises InputError."""
     file = read_yaml(path, StudyFile)
     change: dict[str, Any] = {
-        "incidents": _whole_incidents(file.incidents, path.parent),
+        "incidents": whole_incidents(file.incidents, path.parent),
         "model": _absolute_model(file.model, path.parent),
         "space": _space(file, path),
         "checkpoints": _absolute_checkpoints(file.checkpoints, path.parent),
@@ -204,7 +204,7 @@ def _check_trainable(path: Path, values: Mapping[str, Value]) -> None:
         raise InputError(f"{path}: space: {what}{first['msg'].removeprefix('Value error, ')}") from None
 
 
-def _whole_incidents(incidents: Incidents, folder: Path) -> Incidents:
+def whole_incidents(incidents: Incidents, folder: Path) -> Incidents:
     path = (folder / incidents.path).resolve()
     change: dict[str, Any] = {"path": str(path), "sha256": file_sha256(path)}
     if incidents.preset is not None:

@@ -33,6 +33,7 @@ class IncidentTable:
     ids: list[str]
     texts: list[str]
     category: IntArray
+    category_names: list[str]  # by number
     subcategory: IntArray  # numbers (category, subcategory) together; of the category alone if no column is mapped
     configuration_item: IntArray  # numbers (category, subcategory, item) together
     text_number: IntArray  # equal where the normalised texts are
@@ -147,6 +148,7 @@ def _table(rows: list[dict[str, str]], columns: Columns, dropped: int) -> Incide
         ids=ids,
         texts=[row["text"] for row in rows],
         category=_numbers([row["category"] for row in rows]),
+        category_names=list(dict.fromkeys(row["category"] for row in rows)),
         subcategory=_numbers(subcategories),
         configuration_item=_numbers(items),
         text_number=text_number,

@@ -47,6 +47,7 @@ def make_table(
         ids=[str(number) for number in own],
         texts=[f"text {number}" for number in own],
         category=np.array(category),
+        category_names=[],
         subcategory=np.array(subcategory),
         configuration_item=np.full(len(own), -1) if item is None else np.asarray(item),
         text_number=own if text is None else np.asarray(text),

@@ -1,0 +1,58 @@
+"""`hpo check-data`: what an export holds and allows, before anybody trains on it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from hpo.config import StudyFile
+from hpo.config import read_study_file
+from hpo.config import whole_incidents
+from objectives.config import PresetName
+from objectives.statistics import FEW
+from objectives.statistics import Statistics
+from objectives.statistics import statistics
+
+LARGEST = 12  # categories that are shown
+
+
+def check_data(path: Path, preset: PresetName | None, *, as_json: bool) -> None:
+    """Of a study file, or of an export as a study by default would read it. Raises InputError, DataError."""
+    is_study = path.suffix in (".yaml", ".yml")
+    file = read_study_file(path) if is_study else _by_default(path, preset)
+    found = statistics(file.incidents, file.labels, file.splits, file.pairs)
+    print(json.dumps(asdict(found), allow_nan=False) if as_json else "\n".join(_in_words(found)))
+
+
+def _by_default(path: Path, preset: PresetName | None) -> StudyFile:
+    incidents = {"path": str(path)} | ({"preset": preset} if preset else {})
+    file = StudyFile.model_validate({"name": "check", "incidents": incidents, "budget": {"trials": 1}})
+    return file.model_copy(update={"incidents": whole_incidents(file.incidents, Path())})
+
+
+def _in_words(found: Statistics) -> list[str]:
+    shown = list(found.categories.items())[:LARGEST]
+    width = max(len(name) for name, _ in shown)
+    more = len(found.categories) - len(shown)
+    return [
+        f"{found.incidents:,} incidents of {found.rows:,} rows; {found.rows - found.incidents:,} lack text or category",
+        "",
+        *(f"  {name:<{width}}  {count:>9,}  {count / found.incidents:6.1%}" for name, count in shown),
+        *([f"  and {more} more"] if more > 0 else []),
+        "",
+        f"{found.subcategories:,} subcategories, {found.small_subcategories:,} with fewer than {FEW} incidents",
+        "words per text: " + ", ".join(f"{words} ({percent} %)" for percent, words in found.words.items()),
+        f"{found.equal_texts:,} incidents share a text; {found.duplicates:,} are linked as duplicates",
+        *_agreement(found),
+        "splits: " + ", ".join(f"{name} {count:,}" for name, count in found.splits.items()),
+        f"training pairs: {found.train_pairs:,}",
+        "held-out pairs by grade: " + ", ".join(f"{grade:g}: {n:,}" for grade, n in found.held_out_grades.items()),
+        "ceilings below 1: "
+        + ", ".join(f"{metric} {value:.3f}" for metric, value in found.ceilings.items() if value < 1),
+    ]
+
+
+def _agreement(found: Statistics) -> list[str]:
+    agreed = [f"{name} {share:.0%}" for name, share in found.agreement.items()]
+    return [f"linked duplicates agree in {', '.join(agreed)}"] if agreed else []
