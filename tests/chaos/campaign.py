@@ -140,10 +140,14 @@ class Campaign:
 
     def follow(self) -> Iterator[Entry]:
         """The ledger from its beginning, and on as it is written, while anybody is there to write."""
+        begun = ""
         with self.ledger.open() as file:
             while True:
                 if line := file.readline():
-                    yield Entry(**json.loads(line))
+                    begun += line  # which may not be written to its end yet
+                    if begun.endswith("\n"):
+                        yield Entry(**json.loads(begun))
+                        begun = ""
                 else:
                     assert self.alive(), self.logs()
                     time.sleep(0.002)
