@@ -84,6 +84,12 @@ def in_a_line(error: Exception) -> str:
 
 
 def _store(scheme: str, name: str) -> ArtifactStore:
+    if scheme == "s3":
+        import boto3
+        from botocore.config import Config
+
+        patience = Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 3})
+        return Boto3ArtifactStore(name, boto3.client("s3", config=patience), avoid_buf_copy=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return Boto3ArtifactStore(name, avoid_buf_copy=True) if scheme == "s3" else GCSArtifactStore(name)
+        return GCSArtifactStore(name)

@@ -68,8 +68,8 @@ class Checkpoints(BaseModel):
     @field_validator("folder")
     @classmethod
     def _known_kind(cls, folder: str | None) -> str | None:
-        if folder and "://" in folder and not re.match(r"(s3|gs)://[^/]", folder):
-            raise ValueError(f"expected a folder, s3://BUCKET or gs://BUCKET, not {folder!r}")
+        if folder and re.match(r"\w+:/", folder) and not re.match(r"(s3|gs)://[^/]", folder):
+            raise ValueError("expected a folder, s3://BUCKET or gs://BUCKET")
         return folder
 
 
@@ -85,7 +85,7 @@ class Limits(BaseModel):
     """Of one trial; one that goes beyond cannot work, and the search learns to stay away."""
 
     model_config = STRICT
-    trial_s: Annotated[float, Field(gt=0)] | None = None
+    trial_s: Annotated[float, Field(gt=0)] | None = None  # of one run: one that goes on begins to count again
     memory_gib: Annotated[float, Field(gt=0)] | None = None  # of the trainer process; tried with smaller batches first
 
 
@@ -215,7 +215,7 @@ def whole_incidents(incidents: Incidents, folder: Path) -> Incidents:
 def _absolute_checkpoints(checkpoints: Checkpoints, folder: Path) -> Checkpoints:
     if checkpoints.folder is None or "://" in checkpoints.folder:
         return checkpoints
-    return checkpoints.model_copy(update={"folder": str((folder / checkpoints.folder).resolve())})
+    return checkpoints.model_copy(update={"folder": str((folder / Path(checkpoints.folder).expanduser()).resolve())})
 
 
 def _absolute_model(model: str, folder: Path) -> str:

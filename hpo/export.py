@@ -47,7 +47,7 @@ TRAINING_ARGUMENTS = {
     "weight_decay": "weight_decay",
     "max_grad_norm": "max_grad_norm",
 }
-HOW_COMPUTED = ("bf16", "gradient_checkpointing")
+HOW_COMPUTED: dict[str, str | int | float | bool] = {"bf16": False, "gradient_checkpointing": False}  # may be left out
 EARLY_STOPPING = ("patience", "min_epochs", "eval_every_examples")
 
 
@@ -62,7 +62,7 @@ class Loss(BaseModel):
     model_config = STRICT
     name: Literal["MultipleNegativesRankingLoss", "CachedMultipleNegativesRankingLoss"]
     scale: float
-    mini_batch_size: int | None  # of the cached loss: what was computed at once
+    mini_batch_size: int | None = None  # of the cached loss: what was computed at once
 
     @model_validator(mode="after")
     def _is_cached_in_parts(self) -> Loss:
@@ -77,10 +77,10 @@ class BestFile(BaseModel):
     model_config = STRICT
     schema_version: Literal[1]
     model: str
-    model_revision: str | None
+    model_revision: str | None = None
     max_seq_tokens: int
     incidents: Incidents
-    labels: Labels
+    labels: Labels = Labels()
     splits: Splits
     pairs: Pairs
     loss: Loss
@@ -108,10 +108,13 @@ def export(study: optuna.Study, file: StudyFile, out: Path, top: int = 1) -> lis
 def read_best_file(path: Path) -> tuple[BestFile, Job]:
     """What is to be trained, and how it was computed. Raises InputError that names the file."""
     best = read_yaml(path, BestFile)
-    arguments = best.training_arguments
+    arguments = HOW_COMPUTED | best.training_arguments
     unknown = sorted(arguments.keys() ^ {*TRAINING_ARGUMENTS.values(), *HOW_COMPUTED})
     if unknown:
         raise InputError(f"{path}: training_arguments: missing or unknown: {', '.join(unknown)}")
+    for name in HOW_COMPUTED:
+        if not isinstance(arguments[name], bool):
+            raise InputError(f"{path}: training_arguments.{name}: expected true or false, found {arguments[name]!r}")
     training = {ours: arguments[theirs] for ours, theirs in TRAINING_ARGUMENTS.items()}
     training |= best.early_stopping | {"scale": best.loss.scale}
     training["precision"] = "bfloat16" if arguments["bf16"] else "float32"
@@ -131,11 +134,11 @@ def _best_file(study: optuna.Study, file: StudyFile, trial: FrozenTrial) -> Best
     return BestFile(
         schema_version=SCHEMA_VERSION,
         **{key: getattr(config, key) for key in TrialConfig.model_fields if key != "training"},
-        loss=_loss(config.training.scale, found["micro_batch"]),
+        loss=_loss(config.training.scale, found.get("micro_batch")),
         training_arguments={
             **{theirs: training[ours] for ours, theirs in TRAINING_ARGUMENTS.items()},
-            "bf16": found["precision"] == "bfloat16",
-            "gradient_checkpointing": found["gradient_checkpointing"],
+            "bf16": found.get("precision") == "bfloat16",
+            "gradient_checkpointing": found.get("gradient_checkpointing", False),
         },
         early_stopping={key: training[key] for key in EARLY_STOPPING},
         metrics={
@@ -153,7 +156,7 @@ def _best_file(study: optuna.Study, file: StudyFile, trial: FrozenTrial) -> Best
             "best_epoch": found["best_epoch"],
             "train_pairs": found["train_pairs"],
             "device": found["device"],
-            "deterministic": found["deterministic"],
+            "deterministic": found.get("deterministic", found["device"] == "cpu"),
             "versions": study._storage.get_study_system_attrs(study._study_id)[VERSIONS],
         },
     )

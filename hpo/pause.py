@@ -11,6 +11,8 @@ import optuna
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState
 
+from hpo.errors import InputError
+
 TRIALS, BOXES = 3, 2  # with the same bug
 RESUMED = "hpo:resumed"  # a study's system attribute: trials from this number on count
 
@@ -28,6 +30,9 @@ def pause_reason(study: optuna.Study) -> str | None:
 
 
 def resume(study: optuna.Study) -> None:
+    """Raises InputError for a study that goes on anyway."""
+    if pause_reason(study) is None:
+        raise InputError(f"study {study.study_name} is not paused")
     study._storage.set_study_system_attr(study._study_id, RESUMED, len(study.get_trials(deepcopy=False)))
 
 

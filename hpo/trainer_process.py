@@ -62,6 +62,7 @@ class TrainerProcess:
         self.limits = Limits()
         self._process: subprocess.Popen[bytes] | None = None
         self._received = b""
+        self._has_begun = False  # to train: from here on there is something to keep
 
     def run(
         self, job: Job, on_start: OnStart, on_report: OnReport, on_checkpoint: Callable[[], None] = lambda: None
@@ -94,20 +95,21 @@ class TrainerProcess:
         on_checkpoint: Callable[[], None],
     ) -> dict[str, Any]:
         _send(process, job.model_dump(mode="json"))
-        wait_s, started = self.deadlines.load_s, time.monotonic()
+        wait_s, started, self._has_begun = self.deadlines.load_s, time.monotonic(), False
         while True:
             asked = time.monotonic()
             message = self._receive(process, wait_s)
             if message["event"] == "started":
+                self._has_begun = True
                 on_start(message["examples"], message["curve"])
                 wait_s = self.deadlines.idle_s
-            elif message["event"] == "checkpoint":
-                on_checkpoint()
-            elif message["event"] in ("alive", "report"):
+            elif message["event"] in ("alive", "report", "checkpoint"):
                 wait_s = max(wait_s, SLOWER * (time.monotonic() - asked - ALIVE_S))
                 if excess := self._excess(process, started):
                     self.discard()
                     return excess
+                if message["event"] == "checkpoint":
+                    on_checkpoint()
                 if message["event"] == "report":
                     _send(process, on_report(message["step"], message["epoch"], message["scores"]))
             else:
@@ -117,15 +119,18 @@ class TrainerProcess:
         """The end of a trial that is beyond its limits."""
         trial_s, memory_gib = self.limits.trial_s, self.limits.memory_gib
         if trial_s is not None and time.monotonic() - started > trial_s:
-            return {"event": "infeasible", "reason": "TimeLimit", "message": f"more than {trial_s:.0f} s"}
-        if memory_gib is not None and psutil.Process(process.pid).memory_info().rss > memory_gib * 2**30:
-            return {"event": "out_of_memory", "message": f"more than {memory_gib} GiB"}
+            return {"event": "infeasible", "reason": "TimeLimit", "message": f"more than {trial_s:g} s"}
+        with suppress(psutil.Error):  # killed meanwhile
+            if memory_gib is not None and psutil.Process(process.pid).memory_info().rss > memory_gib * 2**30:
+                return {"event": "out_of_memory", "message": f"more than {memory_gib} GiB"}
         return None
 
     def stop(self) -> None:
-        """Asks the trial in hand to stop at a checkpoint; after 8 s the process is killed."""
+        """Asks the trial in hand to stop at a checkpoint; after 8 s, or if it has not begun, the process is killed."""
         self.stopped = True
-        if self._process is not None and self._process.stdin is not None:
+        if not self._has_begun:
+            self.interrupt()
+        elif self._process is not None and self._process.stdin is not None:
             with suppress(OSError, ValueError):  # gone, or just closed
                 os.write(self._process.stdin.fileno(), b'"stop"\n')
             signal.signal(signal.SIGALRM, lambda *_: self.interrupt())

@@ -75,6 +75,7 @@ def work(url: URL, name: str) -> int:
     refuse_other_versions(study)
     logger.info("model %s: %s", file.model, fetch(file.model, file.model_revision))  # the trainer asks no hub
     checkpoints = SharedCheckpoints(file.name, file.checkpoints.folder)
+    checkpoints.tidy(trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished())
     study.pruner = make_pruner(file)
     _stop_on_signals(trainer)
     keeper = Keeper(storage, url, study._study_id, file.lease_s)
@@ -138,13 +139,16 @@ def _run_trial(worker: Worker, claim: Claim) -> str:
         if message["event"] == "interrupted":
             return _give_back(worker, claim, number, "")
         if message["event"] == "setup":
-            worker.storage.release(claim.trial_id, reason=None)
             raise SetupError(message["message"])
         if message["event"] == "device":
             worker.trainer.discard()  # its context is beyond use
             return _give_back(worker, claim, number, message["message"], "device")
         _record(worker.study, claim.trial_id, message | {"worker": worker.name})
         worker.checkpoints.remove(number)
+    except SetupError:
+        worker.keeper.drop()
+        worker.storage.release(claim.trial_id, reason=None)
+        raise
     except TrainerDied as error:
         worker.keeper.drop()
         return _give_back(worker, claim, number, str(error))
@@ -169,7 +173,7 @@ def _train(worker: Worker, trial_id: int) -> dict[str, Any]:
         checkpoint_every_s=worker.file.checkpoints.every_s,
     )
     message: dict[str, Any] = {}
-    worker.checkpoints.fetch(trial.number)
+    worker.checkpoints.fetch(trial.number, lambda: worker.trainer.stopped)
     for memory in ladder(job.config):
         rung = job.model_copy(update={"memory": memory})
         send = partial(worker.checkpoints.send, trial.number)
@@ -237,6 +241,8 @@ def _give_back(worker: Worker, claim: Claim, number: int, reason: str, event: st
         logger.error("trial %d: its lease was lost; what was trained here is dropped", number)
         return "lost"
     state = worker.storage.get_trial(claim.trial_id).state
+    if state.is_finished():
+        worker.checkpoints.remove(number)
     logger.error("trial %d is %s: %s (attempt %d)", number, state.name, reason, claim.attempt)
     return "bug" if state == TrialState.FAIL and event != "device" else event
 

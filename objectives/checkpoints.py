@@ -5,11 +5,14 @@ Each is a folder that was written beside, hashed in a manifest, and renamed; the
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from safetensors.torch import save_file
 
 TENSORS, FACTS, MANIFEST = "tensors.safetensors", "facts.json", "manifest.json"
 KEPT = 2
+FULL = re.compile("MiB free|No space left|quota", re.IGNORECASE)
 ROOM = 3  # free space to have before writing, in sizes of a checkpoint
 
 Tensors = dict[str, torch.Tensor]
@@ -44,37 +48,49 @@ def save(root: Path, position: int, checkpoint: Checkpoint) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         _check_room(root, checkpoint.tensors)
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
         partial.mkdir()
         _write(partial, checkpoint)
-        shutil.rmtree(whole, ignore_errors=True)
+        _remove(whole)
         partial.rename(whole)
         _flush(root)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(f"no checkpoint can be written to {root} ({_reason(error)}); make room there") from None
-    for old in _folders(root)[KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(partial)
+        raise CheckpointError(f"no checkpoint can be written to {root}: {_reason(error)}") from None
+    for old in _newest_first(root)[KEPT:]:
+        _remove(old)
 
 
 def newest(root: Path, is_ours: Callable[[dict[str, Any]], bool]) -> Checkpoint | None:
-    """The newest that is whole and of the trial asked for, by its facts."""
-    for folder in _folders(root):
+    """The newest that is whole and of the trial asked for, by its facts. What is not goes, lest it pass for newer."""
+    for unfinished in root.glob(".*"):
+        _remove(unfinished)  # of processes that were killed while they wrote
+    found = None
+    for folder in _newest_first(root):
         checkpoint = _read(folder)
-        if checkpoint is not None and is_ours(checkpoint.facts):
-            return checkpoint
-    return None
+        if checkpoint is None or not is_ours(checkpoint.facts):
+            _remove(folder)
+        else:
+            found = found or checkpoint
+    return found
 
 
-def _folders(root: Path) -> list[Path]:
-    """Newest first."""
+def _newest_first(root: Path) -> list[Path]:
     return sorted(root.glob("[0-9]*"), reverse=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def _check_room(root: Path, tensors: Tensors) -> None:
     needed = ROOM * sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if shutil.disk_usage(root).free < needed:
-        raise OSError(0, f"less than {needed / 2**20:.0f} MiB free")
+        raise OSError(errno.ENOSPC, f"less than {needed / 2**20:.0f} MiB free")
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
@@ -100,7 +116,8 @@ def _read(folder: Path) -> Checkpoint | None:
 
 
 def _reason(error: OSError | SafetensorError) -> str:
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+    return f"{reason}; make room there" if FULL.search(reason) else reason
 
 
 def _sha256(path: Path) -> str:

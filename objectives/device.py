@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from functools import wraps
+from pathlib import Path
 from typing import Any
 from typing import Literal
 
@@ -26,7 +27,10 @@ def device() -> str:
     """'cuda' or 'cpu'. Raises DeviceError rather than train on a CPU where a GPU was meant."""
     if torch.cuda.is_available():
         return "cuda"
-    if (asked := os.environ.get("CUDA_VISIBLE_DEVICES", "")) not in ("", "-1"):
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if asked is None and any(Path("/dev").glob("nvidia[0-9]*")):
+        asked = "not set"
+    if asked not in (None, "", "-1"):
         raise DeviceError(
             f"CUDA_VISIBLE_DEVICES is {asked}, but torch {torch.__version__} finds no such GPU; "
             "mend the driver, or set CUDA_VISIBLE_DEVICES= to train on the CPU"

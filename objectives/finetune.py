@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,7 @@ import torch
 
 from objectives.config import AT_ONCE
 from objectives.config import STATIC
-from objectives.config import Incidents
-from objectives.config import Labels
 from objectives.config import Memory
-from objectives.config import Pairs
-from objectives.config import Splits
 from objectives.config import TrialConfig
 from objectives.data import Data
 from objectives.data import load_data
@@ -41,6 +36,8 @@ from objectives.progress import Report
 from objectives.progress import Scores
 from objectives.progress import StopReason
 from objectives.training import fit
+
+UNTRAINED: dict[str, Scores] = {}  # of the last study in this process
 
 
 @dataclass(frozen=True)
@@ -81,8 +78,7 @@ def finetune(
     data = load_data(config.incidents, config.labels, config.splits, config.pairs)
     interruptions.check()
     model = _at_hand(config)
-    untrained = _untrained(config.incidents, config.labels, config.splits, config.pairs, model, config.max_seq_tokens)
-    interruptions.check()
+    untrained = _untrained(config, model, data, interruptions.check)
     encoder = load_encoder(model, config.max_seq_tokens, data.table.texts)
 
     def evaluate() -> Scores:
@@ -128,10 +124,12 @@ def _at_hand(config: TrialConfig) -> str:
     return f"{STATIC}{folder}" if config.model.startswith(STATIC) else str(folder)
 
 
-@lru_cache(maxsize=1)
-def _untrained(
-    incidents: Incidents, labels: Labels, splits: Splits, pairs: Pairs, model: str, max_seq_tokens: int
-) -> Scores:
-    """The base model's scores: the same for all trials of a process, so measured once."""
-    data = load_data(incidents, labels, splits, pairs)
-    return score(rank_validation(load_encoder(model, max_seq_tokens, data.table.texts), data))
+def _untrained(config: TrialConfig, model: str, data: Data, check: Callable[[], None]) -> Scores:
+    """The base model's scores: the same for all trials of a study, so measured once."""
+    key = config.model_dump_json(exclude={"training", "seed", "threads"})
+    if key not in UNTRAINED:
+        UNTRAINED.clear()
+        UNTRAINED[key] = score(
+            rank_validation(load_encoder(model, config.max_seq_tokens, data.table.texts), data, check)
+        )
+    return UNTRAINED[key]

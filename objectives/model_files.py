@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+import re
 from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError
@@ -19,6 +20,7 @@ from objectives.config import STATIC
 
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model")  # weights, configuration, vocabularies; nothing that runs
 UNUSED = ("onnx/*", "openvino/*")
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 FETCHED = ".fetched"  # in a snapshot all of whose files are there
 
 
@@ -47,6 +49,8 @@ def fetch(model: str, pinned: str | None = None) -> Path:
     """The folder of the model's files, which are fetched unless they are here. Raises ModelError."""
     name = model.removeprefix(STATIC)
     if (local := _local(name)) is None:
+        if pinned is not None and "@" not in pinned:
+            raise ModelError(f"model {name!r} is not here; the study was made with {pinned}; bring that one")
         return _downloaded(name, pinned or _resolved(name, None))
     if pinned not in (None, local[1]):
         raise ModelError(f"model {name!r} is {local[1]} here, and the study was made with {pinned}; bring that one")
@@ -55,10 +59,12 @@ def fetch(model: str, pinned: str | None = None) -> Path:
 
 def _local(name: str) -> tuple[Path, str] | None:
     """Folder and version of a model that needs no hub: a folder, or the folder `model` of an installed package."""
-    if Path(name).is_dir():
+    if Path(name).is_absolute():
+        if not any(Path(name).rglob("*.safetensors")):
+            raise ModelError(f"model {name!r}: no folder with a model in safetensors")
         return Path(name), _digest(Path(name))
     module = name.replace("-", "_").replace(".", "_")
-    package = importlib.util.find_spec(module) if module.isidentifier() else None
+    package = importlib.util.find_spec(module) if module.isidentifier() and not module.startswith("_") else None
     folder = Path(package.origin).parent / "model" if package and package.origin else None
     if folder is None or not folder.is_dir():
         return None
@@ -85,6 +91,8 @@ def _resolved(name: str, revision: str | None) -> str:
     from huggingface_hub.errors import RepositoryNotFoundError
     from huggingface_hub.errors import RevisionResolutionError
 
+    if not HUB_NAME.fullmatch(name):
+        raise ModelError(f"model {name!r}: no such folder, and no name that a hub could have")
     for repository in [name] if "/" in name else [f"sentence-transformers/{name}", name]:
         try:
             return f"{repository}@{resolve_revision(repository, revision=revision).resolved}"

@@ -9,15 +9,18 @@ from standard output, so that a library that prints cannot garble it.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import hashlib
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,7 @@ INFEASIBLE = (Collapsed, Diverged)
 OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")  # what torch says of it
 BROKEN_SETUP = (DataError, ModelError, DeviceError, CheckpointError)
 STOP = '"stop"'
+PR_SET_PDEATHSIG = 1  # of Linux
 
 
 class Pipe:
@@ -79,6 +83,8 @@ class Pipe:
 
 
 def main() -> None:
+    with suppress(AttributeError):  # where there is no prctl
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a loop in C hears of no other end of its worker
     pipe = Pipe()
     gc.freeze()  # what the libraries loaded stays, and collecting is quick
     while True:
@@ -101,11 +107,11 @@ def _run(line: str, pipe: Pipe) -> str:
         return _line("infeasible", reason=type(error).__name__, message=str(error))
     except BROKEN_SETUP as error:
         return _line("setup", message=str(error))
-    except Exception as error:
+    except BaseException as error:  # a panic of a library in Rust is no Exception
         if is_out_of_memory(error):
-            return _line("out_of_memory", message=f"{type(error).__name__} {error}".splitlines()[0])
+            return _line("out_of_memory", message=_in_a_line(error))
         if isinstance(error, RuntimeError) and "CUDA error" in str(error):
-            return _line("device", message=str(error).splitlines()[0])
+            return _line("device", message=_in_a_line(error))
         return _line("bug", trace=_scrubbed(error))
 
 
@@ -129,17 +135,21 @@ def _train(job: Job, pipe: Pipe) -> str:
     return _line("result", **asdict(finetune(job.config, report, interruptions, job.memory).result))
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
-def _scrubbed(error: Exception) -> str:
-    """Type and places. The message only of a RuntimeError, torch's own: others may quote a ticket."""
+def _scrubbed(error: BaseException) -> str:
     frames = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
+    return "\n".join([*frames, _in_a_line(error)])
+
+
+def _in_a_line(error: BaseException) -> str:
+    """Its message only if it is a RuntimeError, torch's own: others may quote a ticket."""
     message = str(error).splitlines()[0] if isinstance(error, RuntimeError) and str(error) else ""
-    return "\n".join([*frames, f"{type(error).__name__}: {message}".rstrip(": ")])
+    return f"{type(error).__name__}: {message}".rstrip(": ")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy import URL
 
+from hpo.errors import InputError
 from hpo.pause import pause_reason
 from hpo.pause import resume
 from storage.native import PostgresStorage
@@ -77,6 +78,11 @@ def test_only_the_same_bug_on_three_trials_of_two_boxes_pauses(
     for worker, trace in failures:
         fail(study, worker, trace)
     assert (pause_reason(study) is not None) == is_paused
+
+
+def test_study_that_goes_on_anyway_is_not_resumed(study: optuna.Study) -> None:
+    with pytest.raises(InputError, match="study study is not paused"):
+        resume(study)
 
 
 def test_bugs_from_before_a_resume_do_not_count(study: optuna.Study) -> None:

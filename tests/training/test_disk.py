@@ -89,8 +89,8 @@ def saves_on_a_filling_disk(root: Path, position: int) -> Iterator[int | None]:
                 return
             except CheckpointError as error:
                 message = str(error)
-        assert message.startswith(f"no checkpoint can be written to {root} (")
-        assert message.endswith("); make room there")
+        assert message.startswith(f"no checkpoint can be written to {root}: ")
+        assert message.endswith("; make room there")
         assert "No space left on device" in message
         assert "\n" not in message
         assert not list(root.glob(".*"))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from hpo import trainer_process
@@ -86,3 +90,31 @@ def test_trainer_that_cannot_be_killed_is_a_broken_setup(monkeypatch: pytest.Mon
     process.kill()
     process.wait()
     trainer.close()
+
+
+WORKER = """
+import sys
+from hpo.trainer_process import TrainerProcess
+from objectives.config import Job
+trainer = TrainerProcess()
+job = Job.model_validate_json(sys.argv[1])
+trainer.run(job, lambda *_: print(trainer._process.pid, flush=True), lambda *_: "go on")
+"""
+
+
+def test_trainer_in_a_loop_of_c_dies_with_its_worker(config: TrialConfig, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    hang = f"open({str(begun)!r}, 'w').close(); pow(3, 10**9)"
+    (tmp_path / "sitecustomize.py").write_text(PATCH.format(hang=hang))
+    worker = subprocess.Popen(
+        [sys.executable, "-c", WORKER, Job(config=config).model_dump_json()],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+    )
+    with worker:
+        assert worker.stdout
+        trainer = psutil.Process(int(worker.stdout.readline()))
+        while not begun.exists():
+            assert trainer.is_running()
+        worker.kill()
+        trainer.wait(10)

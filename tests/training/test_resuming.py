@@ -144,6 +144,23 @@ def test_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, name: st
     assert newest(tmp_path) is None
 
 
+@pytest.mark.parametrize("fault", ["another trial's", "damaged", "a file"])
+def test_what_is_no_checkpoint_of_the_trial_makes_room_for_those_that_are(tmp_path: Path, fault: str) -> None:
+    for number in (98, 99):
+        checkpoints.save(tmp_path, number, Checkpoint({"trial": "another"} if "another" in fault else FACTS, {}))
+        if fault == "damaged":
+            (tmp_path / f"{number:012d}" / checkpoints.TENSORS).unlink()
+        if fault == "a file":
+            shutil.rmtree(tmp_path / f"{number:012d}")
+            (tmp_path / f"{number:012d}").write_text("")
+    (tmp_path / ".partial-1").mkdir()
+    assert newest(tmp_path) is None
+    for number in (1, 2, 3):
+        checkpoints.save(tmp_path, number, checkpoint(number))
+    assert newest(tmp_path) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{number:012d}" for number in (2, 3)]
+
+
 def test_folder_that_cannot_be_written_is_said_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"no checkpoint can be written to .*file.*Not a directory"):

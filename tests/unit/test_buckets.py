@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,7 +73,7 @@ def test_the_next_box_finds_the_two_newest(url: str, tmp_path: Path, monkeypatch
         write(one, name)
         one.settle(3, 10)
     other = box(url, tmp_path / "other", monkeypatch)
-    other.fetch(3)
+    other.fetch(3, lambda: False)
     assert names(other) == ["002", "003"]
     for path in other.folder(3).rglob("*.*"):
         assert path.read_bytes() == (one.folder(3) / path.relative_to(other.folder(3))).read_bytes()
@@ -80,11 +82,11 @@ def test_the_next_box_finds_the_two_newest(url: str, tmp_path: Path, monkeypatch
 def test_the_older_of_the_two_is_replaced_first(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, home in enumerate(("one", "two", "three")):
         here = box(url, tmp_path / home, monkeypatch)
-        here.fetch(3)
+        here.fetch(3, lambda: False)
         write(here, f"{number}")
         here.settle(3, 10)
     last = box(url, tmp_path / "last", monkeypatch)
-    last.fetch(3)
+    last.fetch(3, lambda: False)
     assert names(last) == ["1", "2"]
 
 
@@ -95,7 +97,7 @@ def test_nothing_is_left_of_a_recorded_trial(url: str, tmp_path: Path, monkeypat
     one.remove(3)
     assert not one.folder(3).exists()
     other = box(url, tmp_path / "other", monkeypatch)
-    other.fetch(3)
+    other.fetch(3, lambda: False)
     assert names(other) == []
 
 
@@ -115,7 +117,7 @@ def test_checkpoint_that_the_trainer_removes_while_it_is_sent_arrives(
         patch.setattr(Bucket, "put", remove_meanwhile)
         one.settle(3, 10)
     other = box(url, tmp_path / "other", monkeypatch)
-    other.fetch(3)
+    other.fetch(3, lambda: False)
     assert (other.folder(3) / "001" / "tensors.safetensors").read_bytes() == b"001" * 100_000
 
 
@@ -128,7 +130,7 @@ def test_index_cannot_name_a_place_outside_of_the_folder(
     bucket, index = Bucket(url), json.dumps({"name": "../../../out", "files": ["facts.json"]})
     bucket._store.write(bucket._id("study/3/a", INDEX), io.BytesIO(index.encode()))
     other = box(url, tmp_path / "other", monkeypatch)
-    other.fetch(3)
+    other.fetch(3, lambda: False)
     assert names(other) == ["out"]
     assert not list(tmp_path.glob("out"))
 
@@ -136,3 +138,29 @@ def test_index_cannot_name_a_place_outside_of_the_folder(
 def test_bucket_that_is_not_there_is_said_in_a_sentence(url: str) -> None:
     with pytest.raises(SetupError, match=rf"^checkpoints cannot be written to {url[:2]}://none: \w+.*$"):
         Bucket(f"{url[:2]}://none")
+
+
+def test_bucket_that_no_longer_answers_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(Bucket, "__init__", lambda self, url: None)
+    monkeypatch.setattr(Bucket, "get", lambda *_: released.wait(60))
+    here, stops = box("s3://desk", tmp_path, monkeypatch), iter([False, False, True])
+    started = time.monotonic()
+    here.fetch(3, lambda: next(stops))
+    here.settle(3, 0.2)
+    assert time.monotonic() - started < 10
+    released.set()
+
+
+def test_folder_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SetupError, match=r"checkpoints cannot be written to .*file/study: Not a directory"):
+        SharedCheckpoints("study", str(tmp_path / "file"))
+
+
+def test_what_is_left_of_ended_trials_goes(tmp_path: Path) -> None:
+    here = SharedCheckpoints("study", str(tmp_path))
+    for number in (1, 2, 3):
+        here.folder(number).mkdir()
+    here.tidy([0, 1, 3])
+    assert [path.name for path in (tmp_path / "study").iterdir()] == ["2"]

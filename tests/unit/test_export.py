@@ -98,8 +98,10 @@ def test_the_next_best_stand_beside_it_with_their_rank(tmp_path: Path, study: op
         ("  num_train_epochs:", "  num_epochs:", "missing or unknown: num_epochs, num_train_epochs"),
         ("  weight_decay: 0.01", "  weight_decay: -1.0", "weight_decay"),
         ("threshold:", "treshold:", "unknown key 'treshold'"),
+        ("bf16: false", "bf16: no", "bf16: expected true or false, found 'no'"),
+        ("  name: Cached", "  name: ", "does not go with MultipleNegativesRankingLoss"),
     ],
-    ids=["schema", "renamed", "out of range", "misspelt"],
+    ids=["schema", "renamed", "out of range", "misspelt", "no truth value", "loss"],
 )
 def test_a_best_file_that_was_edited_wrongly_is_refused(
     tmp_path: Path, study: optuna.Study, file: StudyFile, old: str, new: str, complaint: str
@@ -110,6 +112,16 @@ def test_a_best_file_that_was_edited_wrongly_is_refused(
     path.write_text(text.replace(old, new))
     with pytest.raises(InputError, match=f"^{path}:.*{complaint}"):
         read_best_file(path)
+
+
+def test_a_trial_of_an_earlier_release_is_exported_as_it_was_computed(
+    tmp_path: Path, study: optuna.Study, file: StudyFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for trial in study._storage._studies[study._study_id].trials:  # type: ignore[attr-defined]
+        for key in ("deterministic", "precision", "micro_batch", "gradient_checkpointing"):
+            trial.user_attrs.pop(key)
+    job = read_best_file(export(study, file, tmp_path / "best.yaml")[0])[1]
+    assert (job.memory, job.config.training.precision) == (Memory(), "float32")
 
 
 def test_a_study_without_a_completed_trial_exports_nothing(tmp_path: Path, file: StudyFile) -> None:
