@@ -45,6 +45,7 @@ def _in_words(found: Statistics) -> list[str]:
         "words per text: " + ", ".join(f"{words} ({percent} %)" for percent, words in found.words.items()),
         f"{found.equal_texts:,} incidents share a text; {found.duplicates:,} are linked as duplicates",
         *_agreement(found),
+        "stripped or masked: " + (", ".join(f"{kind} {n:,}" for kind, n in found.changed.items()) or "nothing"),
         "splits: " + ", ".join(f"{name} {count:,}" for name, count in found.splits.items()),
         f"training pairs: {found.train_pairs:,}",
         "held-out pairs by grade: " + ", ".join(f"{grade:g}: {n:,}" for grade, n in found.held_out_grades.items()),

@@ -38,6 +38,7 @@ class Columns(BaseModel):
     duplicate_of: str | None = None
     opened: str | None = None  # when: later incidents are held out
     opened_format: str | None = None  # as strptime takes it; None: ISO 8601
+    persons: Annotated[tuple[str, ...], Field(strict=False)] = ()  # whose names are masked wherever they stand
 
 
 class Incidents(BaseModel):

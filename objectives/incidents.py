@@ -1,10 +1,10 @@
-"""Reads a ticket export into arrays. Every field is text: "None" is a category, and ids stay as written."""
+"""A ticket export as arrays: its texts cleaned and masked, its labels numbered, what belongs together grouped."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +17,12 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from objectives.cleaning import clean
+from objectives.cleaning import make_masker
 from objectives.config import Columns
 from objectives.config import Incidents
+from objectives.near_duplicates import near_duplicate_links
+from objectives.near_duplicates import normalise
 from objectives.reading import DataError
 from objectives.reading import read_rows
 
@@ -38,9 +42,10 @@ class IncidentTable:
     configuration_item: IntArray  # numbers (category, subcategory, item) together
     text_number: IntArray  # equal where the normalised texts are
     cluster: IntArray  # connected by duplicate links
-    group: IntArray  # connected by duplicate links or equal texts: never split
+    group: IntArray  # connected by duplicate links, equal or nearly equal texts: never split
     opened: NDArray[np.float64] | None  # seconds since 1970; None where no column is mapped
     dropped: int  # rows without text or category
+    changed: dict[str, int]  # how often which kind of thing was stripped from a text or masked in it
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -61,15 +66,23 @@ def read_incidents(config: Incidents) -> IncidentTable:
     if config.sha256 not in (None, sha256):
         raise DataError(f"{path}: SHA-256 is {sha256[:12]}…, the study was created with {str(config.sha256)[:12]}…")
     rows = list(_rows(path, config))
+    changed = _clean(rows)
     kept = [row for row in rows if row["text"] and row["category"]]
     if not kept:
         raise DataError(f"{path}: none of {len(rows)} rows has both text and a category")
-    return _table(kept, config.columns, dropped=len(rows) - len(kept))
+    return _table(kept, config.columns, dropped=len(rows) - len(kept), changed=dict(changed))
 
 
-def normalise(text: str) -> str:
-    """Texts that people would call equal: Unicode forms, case and spacing do not count."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+def _clean(rows: list[dict[str, str]]) -> Counter[str]:
+    """What was stripped from the texts or masked in them, and how often."""
+    mask = make_masker(name for row in rows for name in row["persons"].split("\n") if name)
+    counts = Counter[str]()
+    for row in rows:
+        text, stripped = clean(row["text"])
+        row["text"], masked = mask(text)
+        counts.update(stripped)
+        counts.update(masked)
+    return counts
 
 
 def _rows(path: Path, config: Incidents) -> Iterator[dict[str, str]]:
@@ -89,7 +102,7 @@ def _rows(path: Path, config: Incidents) -> Iterator[dict[str, str]]:
 
 def _check_header(path: Path, header: list[str], columns: Columns) -> None:
     optional = [columns.subcategory, columns.configuration_item, columns.duplicate_of, columns.opened]
-    wanted = [columns.id, *columns.text, columns.category, *optional]
+    wanted = [columns.id, *columns.text, columns.category, *columns.persons, *optional]
     if twice := sorted({name for name in wanted if name is not None and header.count(name) > 1}):
         raise DataError(f"{path}:1: two columns are named {', '.join(map(repr, twice))}; rename one")
     missing = [name for name in wanted if name is not None and name not in header]
@@ -109,6 +122,7 @@ def _pick(fields: dict[str, str], columns: Columns) -> dict[str, str]:
         "configuration_item": fields[columns.configuration_item].strip() if columns.configuration_item else "",
         "duplicate_of": fields[columns.duplicate_of].strip() if columns.duplicate_of else "",
         "opened": fields[columns.opened].strip() if columns.opened else "",
+        "persons": "\n".join(fields[name].strip() for name in columns.persons),
     }
 
 
@@ -128,13 +142,12 @@ def _seconds(text: str, form: str | None) -> float:
     return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
 
 
-def _table(rows: list[dict[str, str]], columns: Columns, dropped: int) -> IncidentTable:
+def _table(rows: list[dict[str, str]], columns: Columns, *, dropped: int, changed: dict[str, int]) -> IncidentTable:
     ids = [row["id"] for row in rows]
     number_of = {incident: i for i, incident in enumerate(ids)}
     links = [(i, number_of[row["duplicate_of"]]) for i, row in enumerate(rows) if row["duplicate_of"] in number_of]
     text_number = _numbers([normalise(row["text"]) for row in rows])
-    first_with = np.unique(text_number, return_index=True)[1]
-    equal = list(enumerate(first_with[text_number].tolist()))
+    near: list[tuple[int, int]] = near_duplicate_links([row["text"] for row in rows]).tolist()
     if columns.subcategory:
         subcategories = [(row["category"], row["subcategory"]) if row["subcategory"] else None for row in rows]
     else:
@@ -153,9 +166,10 @@ def _table(rows: list[dict[str, str]], columns: Columns, dropped: int) -> Incide
         configuration_item=_numbers(items),
         text_number=text_number,
         cluster=_components(links, len(rows)),
-        group=_components(links + equal, len(rows)),
+        group=_components(links + near, len(rows)),
         opened=opened,
         dropped=dropped,
+        changed=changed,
     )
 
 

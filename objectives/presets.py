@@ -9,7 +9,7 @@ from objectives.config import PresetName
 from objectives.reading import DataError
 from objectives.reading import read_rows
 
-Names = tuple[str, ...]  # of one column, as exports name it; the first that is there counts
+Names = tuple[str, ...]  # of one column, as exports name it; the first that is there counts (of text, persons: all)
 REQUIRED = ("id", "text", "category")
 PRESETS: dict[PresetName, dict[str, Names]] = {
     "servicenow": {
@@ -20,6 +20,7 @@ PRESETS: dict[PresetName, dict[str, Names]] = {
         "configuration_item": ("cmdb_ci", "configuration_item"),
         "duplicate_of": ("duplicate_of", "parent_incident", "parent"),
         "opened": ("opened_at", "opened", "sys_created_on", "created"),
+        "persons": ("caller_id", "caller", "opened_by", "assigned_to", "resolved_by", "closed_by", "requested_for"),
     },
     "jira": {
         "id": ("issue_key", "key"),
@@ -29,6 +30,7 @@ PRESETS: dict[PresetName, dict[str, Names]] = {
         "configuration_item": ("affected_services",),
         "duplicate_of": ("outward_issue_link_(duplicate)", "inward_issue_link_(duplicate)"),
         "opened": ("created",),
+        "persons": ("reporter", "assignee", "creator"),
     },
 }
 OPENED_FORMATS: dict[PresetName, str] = {"jira": "%d/%b/%y %I:%M %p"}
@@ -45,4 +47,5 @@ def preset_columns(path: Path, encoding: str, preset: PresetName) -> Columns:
             f"{', '.join(header) or 'no header'}. Map the names under incidents.columns"
         )
     first = {use: names[0] if names else None for use, names in found.items()}
-    return Columns.model_validate(first | {"text": found["text"], "opened_format": OPENED_FORMATS.get(preset)})
+    several = {use: tuple(found[use]) for use in ("text", "persons")}
+    return Columns.model_validate(first | several | {"opened_format": OPENED_FORMATS.get(preset)})

@@ -26,6 +26,7 @@ FEW = 8  # incidents of a class that is too small to learn
 class Statistics:
     rows: int
     incidents: int  # rows with text and category
+    changed: dict[str, int]  # how often which kind of thing was stripped from a text or masked in it
     categories: dict[str, int]  # incidents of each, the largest first
     subcategories: int
     small_subcategories: int  # with fewer than FEW incidents
@@ -50,6 +51,7 @@ def statistics(incidents: Incidents, labels: Labels, splits: Splits, pairs: Pair
     return Statistics(
         rows=len(table) + table.dropped,
         incidents=len(table),
+        changed=table.changed,
         categories=_sizes(table),
         subcategories=len(sizes),
         small_subcategories=int((sizes < FEW).sum()),

@@ -143,13 +143,14 @@ def test_bucket_that_is_not_there_is_said_in_a_sentence(url: str) -> None:
 def test_bucket_that_no_longer_answers_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
     monkeypatch.setattr(Bucket, "__init__", lambda self, url: None)
-    monkeypatch.setattr(Bucket, "get", lambda *_: released.wait(60))
+    monkeypatch.setattr(Bucket, "get", lambda *_: str(released.wait(60)))
     here, stops = box("s3://desk", tmp_path, monkeypatch), iter([False, False, True])
     started = time.monotonic()
     here.fetch(3, lambda: next(stops))
     here.settle(3, 0.2)
     assert time.monotonic() - started < 10
     released.set()
+    here._carrying.join()
 
 
 def test_folder_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:

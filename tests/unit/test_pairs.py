@@ -55,6 +55,7 @@ def make_table(
         group=clusters,
         opened=None if opened is None else np.asarray(opened, dtype=np.float64),
         dropped=0,
+        changed={},
     )
 
 

@@ -131,7 +131,5 @@ def test_jira_is_mapped_with_its_form_of_dates(tmp_path: Path) -> None:
 
 
 def test_export_without_what_a_preset_needs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match="no column for id, category as servicenow names it; the file has ID"
-    ):
+    with pytest.raises(DataError, match="no column for id, category as servicenow names it; the file has ID"):
         columns(tmp_path / "export.csv", "servicenow", "ID", "Description")
