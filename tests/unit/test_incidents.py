@@ -174,3 +174,29 @@ def test_equal_configuration_items_of_other_subcategories_are_not_near(export: P
     export.write_text(DATED + rows)
     table = read_incidents(Incidents(path=str(export), columns=Columns(configuration_item="item")))
     assert table.configuration_item.tolist() == [0, 0, 1, -1]
+
+
+PLANTED = "Ann-Marie Osei (ann.osei@corp.example, +49 30 1234567) cannot reach 10.1.2.3 from LT-4711-BER"
+
+
+def test_persons_and_machines_are_masked_before_anything_else_sees_the_text(export: Path) -> None:
+    header = "number,short_description,description,category,subcategory,caller,agent\n"
+    rows = [
+        f'1,"<p>{PLANTED}</p>","ask OSEI\n\nKind regards\nAnn-Marie",a,b,"Osei, Ann-Marie",\n',
+        "2,Osei was here,so was Kowalczyk,a,b,,Jan Kowalczyk\n",
+    ]
+    export.write_text(header + "".join(rows))
+    table = read_incidents(Incidents(path=str(export), columns=Columns(persons=("caller", "agent"))))
+    assert table.texts == [
+        "<person> (<email>, <phone>) cannot reach <ip> from <host>\nask <person>",
+        "<person> was here so was <person>",
+    ]
+    assert table.changed == {"html": 2, "signatures": 1, "person": 4, "email": 1, "phone": 1, "ip": 1, "host": 1}
+
+
+def test_nearly_equal_texts_share_a_group(export: Path) -> None:
+    one = "the printer on the second floor prints blank pages since the update of this morning"
+    rows = [f"1,{one},,x,y,\n", f"2,{one.replace('second', 'third')},,x,z,\n", "3,mail is slow today,,x,y,\n"]
+    table = read(export, HEADER + "".join(rows))
+    assert table.group[0] == table.group[1] != table.group[2]
+    assert table.text_number[0] != table.text_number[1]
