@@ -18,6 +18,7 @@ from objectives.pairs import GradedPairs
 from objectives.pairs import held_out_pairs
 from objectives.pairs import split_incidents
 from objectives.pairs import train_pairs
+from objectives.reading import DataError
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ def load_data(incidents: Incidents, labels: Labels, splits: Splits, pairs: Pairs
     """Kept for the next trial of the same process. Raises DataError."""
     table, ladder = read_incidents(incidents), make_ladder(labels, incidents.columns)
     members = split_incidents(table, splits)
-    return Data(
-        table=table,
-        train=train_pairs(table, members["train"], pairs.train, pairs.seed),
-        validation=held_out_pairs(table, ladder, members["validation"], pairs),
-        ladder=ladder,
-    )
+    try:
+        train = train_pairs(table, members["train"], pairs.train, pairs.seed)
+        validation = held_out_pairs(table, ladder, members["validation"], pairs)
+    except DataError as error:
+        raise DataError(f"{incidents.path}: {error}") from None
+    return Data(table, train, validation, ladder)

@@ -24,6 +24,7 @@ from objectives.config import Incidents
 from objectives.near_duplicates import near_duplicate_links
 from objectives.near_duplicates import normalise
 from objectives.reading import DataError
+from objectives.reading import in_words
 from objectives.reading import read_rows
 
 IntArray = NDArray[np.int64]
@@ -89,7 +90,7 @@ def _rows(path: Path, config: Incidents) -> Iterator[dict[str, str]]:
     """One dict per incident: id, text, category, subcategory, configuration_item, duplicate_of, opened."""
     seen: set[str] = set()
     rows = read_rows(path, config.encoding)
-    header = next(rows, (1, []))[1]
+    header = [name.strip() for name in next(rows, (1, []))[1]]
     _check_header(path, header, config.columns)
     for line, fields in rows:
         row = _pick(dict(zip(header, fields, strict=True)), config.columns)
@@ -108,7 +109,7 @@ def _check_header(path: Path, header: list[str], columns: Columns) -> None:
     missing = [name for name in wanted if name is not None and name not in header]
     if missing:
         raise DataError(
-            f"{path}:1: no column {', '.join(map(repr, missing))}; the file has {', '.join(header) or 'no header'}. "
+            f"{path}:1: no column {', '.join(map(repr, missing))}; {in_words(header)}. "
             "Map the names under incidents.columns"
         )
 

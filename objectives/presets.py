@@ -7,6 +7,7 @@ from pathlib import Path
 from objectives.config import Columns
 from objectives.config import PresetName
 from objectives.reading import DataError
+from objectives.reading import in_words
 from objectives.reading import read_rows
 
 Names = tuple[str, ...]  # of one column, as exports name it; the first that is there counts (of text, persons: all)
@@ -43,8 +44,8 @@ def preset_columns(path: Path, encoding: str, preset: PresetName) -> Columns:
     found = {use: [written[name] for name in names if name in written] for use, names in PRESETS[preset].items()}
     if lacking := [use for use in REQUIRED if not found[use]]:
         raise DataError(
-            f"{path}:1: no column for {', '.join(lacking)} as {preset} names it; the file has "
-            f"{', '.join(header) or 'no header'}. Map the names under incidents.columns"
+            f"{path}:1: no column for {', '.join(lacking)} as {preset} names it; {in_words(header)}. "
+            "Map the names under incidents.columns"
         )
     first = {use: names[0] if names else None for use, names in found.items()}
     several = {use: tuple(found[use]) for use in ("text", "persons")}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from typing import cast
 MAX_FIELD_CHARACTERS = 1 << 20
 DELIMITERS = (",", ";", "\t", "|")
 BATCH_ROWS = 10_000
+LONGEST_NAME = 60
 Row = tuple[int, list[str]]  # line of the file, or row of the sheet, and its fields
 
 
@@ -51,6 +53,13 @@ def read_rows(path: Path, encoding: str) -> Iterator[Row]:
         raise DataError(f"{path}: cannot be read ({error})") from None
 
 
+def in_words(header: list[str]) -> str:
+    """What a file has for columns; a first line that is none may be binary, or a ticket."""
+    if any(len(name) > LONGEST_NAME or not name.isprintable() for name in header):
+        return "its first line holds no names of columns"
+    return f"the file has {', '.join(header) or 'no header'}"
+
+
 def _open(path: Path) -> IO[bytes]:
     with path.open("rb") as file:
         is_zipped = file.read(2) == b"\x1f\x8b"
@@ -60,17 +69,18 @@ def _open(path: Path) -> IO[bytes]:
 def _delimited(path: Path, file: IO[bytes], encoding: str) -> Iterator[Row]:
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
     with io.TextIOWrapper(file, "utf-8-sig" if encoding == "utf-8" else encoding, newline="") as text:
-        first = text.readline()
-        reader = csv.reader(chain([first], text), delimiter=max(DELIMITERS, key=first.count), strict=True)
-        line, width = 1, 0
+        first, line, header = text.readline().lstrip("\ufeff"), 1, list[str]()
+        if told := re.fullmatch(r"sep=(.)\s*", first):  # which Excel writes for itself
+            first, line = text.readline(), 2
+        delimiter, before = told[1] if told else max(DELIMITERS, key=first.count), line
+        reader = csv.reader(chain([first], text), delimiter=delimiter, strict=True)
         try:
             for fields in reader:
-                width = width or len(fields)
-                if fields and len(fields) != width:  # a blank line has none
-                    raise DataError(f"{path}:{line}: found {len(fields)} fields, the header has {width}")
-                if fields:
+                if header and fields and len(fields) != len(header):  # a blank line has none
+                    raise DataError(f"{path}:{line}: found {len(fields)} fields, the header has {len(header)}")
+                if fields and fields != header:  # exports that were put together repeat it
                     yield line, fields
-                line = reader.line_num + 1
+                header, line = header or fields, reader.line_num + before
         except csv.Error as error:
             raise DataError(f"{path}:{line}: not readable as CSV ({error})") from None
 
