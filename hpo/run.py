@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import optuna
+from optuna.trial import TrialState
 from rich.console import Console
 from rich.live import Live
 from sqlalchemy import URL
@@ -35,6 +36,7 @@ from hpo.status import compare
 from hpo.status import take_snapshot
 from hpo.study import create_study
 from hpo.study import open_study
+from objectives.data import Data
 from objectives.data import load_data
 from objectives.evaluation import ceilings
 from storage.connection import Unavailable
@@ -61,16 +63,17 @@ def run_study(path: Path, workers: int | None, out: Path | None) -> None:
 def create_from_file(path: Path) -> tuple[URL, StudyFile, optuna.Study]:
     """The data are read before the database is touched: bad input leaves an earlier study as it was."""
     file = read_study_file(path)
-    _warn_of_targets(file)
+    data = load_data(file.incidents, file.labels, file.splits, file.pairs)
     url = storage_url()
     storage = PostgresStorage(url, patience_s=LOOK_PATIENCE_S)
     create_study(url, storage, file)
     study, stored = open_study(storage, file.name)
+    if all(trial.state == TrialState.WAITING for trial in study.get_trials(deepcopy=False)):
+        _warn_of_targets(stored, data)
     return url, stored, study
 
 
-def _warn_of_targets(file: StudyFile) -> None:
-    data = load_data(file.incidents, file.labels, file.splits, file.pairs)
+def _warn_of_targets(file: StudyFile, data: Data) -> None:
     for metric, ceiling in ceilings(data.validation.grades, data.ladder.positive).items():
         if (target := file.targets.get(metric, 0.0)) > ceiling:
             print(f"hpo: {metric}: {out_of_reach(target, ceiling)}", file=sys.stderr)

@@ -16,6 +16,7 @@ from sqlalchemy import URL
 from storage.engine import open_rdb_storage
 from storage.engine import parse_url
 from storage.native import PostgresStorage
+from storage.schema import VERSION
 from tests.chaos.crew import PROCESSES
 from tests.chaos.crew import make_crew
 from tests.chaos.crew import query
@@ -46,7 +47,7 @@ def crowd(url: URL, folder: Path) -> None:
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 32
-    assert query(url, "SELECT version FROM incident_hpo.version") == [(1,)]
+    assert query(url, "SELECT version FROM incident_hpo.version") == [(VERSION,)]
     assert query(url, "SELECT count(*), max(study_name) FROM studies") == [(1, "study")]
     assert query(url, "SELECT count(*) FROM trials") == [(1,)]  # its baseline
 

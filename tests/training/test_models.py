@@ -111,7 +111,7 @@ def test_a_model_that_is_not_there_is_named_in_one_line(name: str) -> None:
 def test_weights_other_than_safetensors_are_refused(tmp_path: Path, base: SentenceTransformer) -> None:
     base.save(str(tmp_path / "model"), create_model_card=False)
     (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"model\.safetensors"):
+    with pytest.raises(ModelError, match="no folder with a model in safetensors"):
         load_encoder(str(tmp_path / "model"), 128, ["text"])
 
 
