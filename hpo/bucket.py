@@ -35,7 +35,7 @@ class Bucket:
             self._store.write(probe, io.BytesIO(b"incident-hpo"))
             self._store.remove(probe)
         except ImportError:
-            raise SetupError(f"checkpoints in {url} need pip install 'incident-hpo[buckets]'") from None
+            raise SetupError(f"checkpoints in {url} need the extra: pip install 'incident-hpo[buckets]'") from None
         except Exception as error:
             raise SetupError(f"checkpoints cannot be written to {url}: {in_a_line(error)}") from None
 
