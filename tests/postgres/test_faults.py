@@ -38,7 +38,7 @@ FAULTS = {
     "disk": "checkpoints.ROOM = 10**15",
     "bug": "raise KeyError('the ticket says: my password is swordfish')",
 }
-SETTINGS = "\nlimits: {{trial_s: {trial_s}}}\ndeadlines: {{idle_s: 2}}\ncheckpoints: {{every_s: 0}}\n"
+SETTINGS = "\nlimits: {{trial_s: {trial_s}}}\ndeadlines: {{idle_s: 2}}\ncheckpoints: {{every_s: 0.1}}\n"
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def train(
     encoder, reported, looks = load_encoder(model, 32, texts), list[Progress](), itertools.count(1)
     interruptions = Interruptions(
         folder=folder,
-        every_s=0.05,
+        every_s=0.05 if model == STATIC else 3600,  # a transformer writes 360 MB
         trial="this",
         is_asked=lambda: stop_after is not None and next(looks) >= stop_after,
         on_start=lambda examples, curve: reported.extend(curve),

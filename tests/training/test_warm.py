@@ -110,13 +110,6 @@ def check_growth(
     assert slowest < START_S
 
 
-def test_second_trial_in_a_warm_trainer_starts_within_a_second(warm: Warm, config: TrialConfig) -> None:
-    for number in range(2):
-        warm.run(trial(config, number), "prune")
-    logger.info("600 incidents: %.3f s to the first step", warm.step_s[1])
-    assert warm.step_s[1] < START_S
-
-
 def test_second_trial_on_ten_thousand_incidents_starts_within_a_second(warm: Warm, many: TrialConfig) -> None:
     for number in range(2):
         warm.run(trial(many, number), "prune")
