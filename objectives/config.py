@@ -70,7 +70,7 @@ class Labels(BaseModel):
     def _ascend(self) -> Labels:
         grades = [0.0, self.same_category, self.same_subcategory, self.near, self.duplicate]
         if any(low >= high for low, high in pairwise(grades)):
-            raise ValueError(f"grades must ascend from 0 {grades[1:]}")
+            raise ValueError(f"the grades must ascend from above 0, not {grades[1:]}")
         return self
 
 

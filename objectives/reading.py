@@ -117,14 +117,14 @@ def _parquet(path: Path, file: IO[bytes]) -> Iterator[Row]:
 
     try:
         table = pyarrow.parquet.ParquetFile(file)
+        yield 1, list(table.schema_arrow.names)
+        number = 1
+        for batch in table.iter_batches(BATCH_ROWS):
+            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                number += 1
+                yield number, [_in_words(cell) for cell in row]
     except pyarrow.ArrowException as error:
         raise DataError(f"{path}: not readable as Parquet ({str(error).splitlines()[0]})") from None
-    yield 1, list(table.schema_arrow.names)
-    number = 1
-    for batch in table.iter_batches(BATCH_ROWS):
-        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            number += 1
-            yield number, [_in_words(cell) for cell in row]
 
 
 def _first_wrong_line(path: Path, encoding: str) -> int:
