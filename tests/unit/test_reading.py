@@ -89,12 +89,13 @@ def test_empty_rows_and_columns_of_a_sheet_do_not_count(tmp_path: Path) -> None:
         (b"\xd0\xcf\x11\xe0 old", ": an Excel file of the old kind; save it as .xlsx or as CSV"),
         (b"PK\x03\x04 no book", ": neither an Excel file nor a CSV file; save it anew"),
         (as_parquet([HEADER, *ROWS])[:-9], ": not readable as Parquet ("),
+        (b"PAR1" + b"\x5a" * 60 + as_parquet([HEADER, *ROWS])[64:], ": cannot be read ("),
         ("a,b\nn\xe4h,2\n".encode("latin-1"), ":2: not UTF-8; declare its encoding in incidents.encoding"),
         ("a,b\n1,2\n".encode("utf-16"), ":1: not UTF-8; declare its encoding in incidents.encoding"),
         (b"a;b\n1;2;3\n", ":2: found 3 fields, the header has 2"),
         (gzip.compress(b"a,b\n1,2\n")[:-9], ": cannot be read ("),
     ],
-    ids=["wide", "old Excel", "zip", "cut Parquet", "latin", "UTF-16", "fields", "cut gzip"],
+    ids=["wide", "old Excel", "zip", "cut Parquet", "damaged Parquet", "latin", "UTF-16", "fields", "cut gzip"],
 )
 def test_what_cannot_be_read_is_said_in_a_line(tmp_path: Path, content: bytes, complaint: str) -> None:
     with pytest.raises(DataError) as refused:
