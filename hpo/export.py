@@ -29,6 +29,7 @@ from objectives.config import Incidents
 from objectives.config import Job
 from objectives.config import Labels
 from objectives.config import Memory
+from objectives.config import Mining
 from objectives.config import Pairs
 from objectives.config import Splits
 from objectives.config import Training
@@ -83,6 +84,7 @@ class BestFile(BaseModel):
     labels: Labels = Labels()
     splits: Splits
     pairs: Pairs
+    mining: Mining = Mining()
     loss: Loss
     training_arguments: dict[str, str | int | float | bool]
     early_stopping: dict[str, str | int | float]

@@ -18,7 +18,10 @@ from sqlalchemy import URL
 
 from hpo.config import StudyFile
 from hpo.config import read_study_file
+from hpo.config import trial_config
 from hpo.connect import storage_url
+from hpo.datasets import cache_folder
+from hpo.datasets import to_store
 from hpo.display import comparison_table
 from hpo.display import live_view
 from hpo.display import make_console
@@ -38,6 +41,8 @@ from hpo.study import create_study
 from hpo.study import open_study
 from objectives.data import Data
 from objectives.data import load_data
+from objectives.data import needs_model
+from objectives.data import train_pairs
 from objectives.evaluation import ceilings
 from storage.connection import Unavailable
 from storage.native import PostgresStorage
@@ -63,10 +68,13 @@ def run_study(path: Path, workers: int | None, out: Path | None) -> None:
 def create_from_file(path: Path) -> tuple[URL, StudyFile, optuna.Study]:
     """The data are read before the database is touched: bad input leaves an earlier study as it was."""
     file = read_study_file(path)
-    data = load_data(file.incidents, file.labels, file.splits, file.pairs)
+    config = trial_config(file)
+    data = load_data(config, cache_folder())
+    if not needs_model(config.mining):
+        train_pairs(data, config, cache_folder())
     url = storage_url()
     storage = PostgresStorage(url, patience_s=LOOK_PATIENCE_S)
-    create_study(url, storage, file)
+    create_study(url, storage, file, to_store(file.incidents))
     study, stored = open_study(storage, file.name)
     if all(trial.state == TrialState.WAITING for trial in study.get_trials(deepcopy=False)):
         _warn_of_targets(stored, data)

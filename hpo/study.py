@@ -27,10 +27,11 @@ BASELINE = "baseline"  # a trial's user attribute: the name of the recipe
 PACKAGES = ("incident-hpo", "optuna", "sentence-transformers", "transformers", "torch", "numpy")
 
 
-def create_study(url: URL, storage: PostgresStorage, file: StudyFile) -> optuna.Study:
+def create_study(url: URL, storage: PostgresStorage, file: StudyFile, dataset: bytes | None = None) -> optuna.Study:
     """Makes the study, or opens it if it was made from the same configuration; its budget becomes the file's.
 
-    Its model is the version at hand when it was made. Raises InputError if the name is taken by another
+    `dataset` is what was read from its incidents, for workers on other boxes. Its model is the version at hand when it
+    was made. Raises InputError if the name is taken by another
     configuration, which stays as it is, and ModelError.
     """
     with creation_lock(url):
@@ -45,6 +46,9 @@ def create_study(url: URL, storage: PostgresStorage, file: StudyFile) -> optuna.
                 study.set_metric_names(["spearman"])  # how the dashboard labels its axes
         # Each time anew: the budget, the targets and the place of the data may change.
         storage.manage(study._study_id, file.budget.trials, file.lease_s)
+        if dataset is not None:
+            sha256 = storage.store_dataset(study._study_id, dataset)
+            file = file.model_copy(update={"incidents": file.incidents.model_copy(update={"dataset": sha256})})
         storage.set_study_system_attr(study._study_id, CONFIG, file.model_dump_json())
         _enqueue_baselines(study, file)
         if VERSIONS not in storage.get_study_system_attrs(study._study_id):

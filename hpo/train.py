@@ -8,16 +8,25 @@ import os
 from pathlib import Path
 
 import numpy as np
+import optuna
 
 from hpo.config import StudyFile
+from hpo.config import trial_config
+from hpo.connect import storage_url
+from hpo.datasets import cache_folder
+from hpo.datasets import fetch as fetch_incidents
+from hpo.datasets import for_training
 from hpo.errors import HpoError
 from hpo.errors import InputError
 from hpo.export import read_best_file
 from hpo.files import write_text
 from objectives.data import load_data
+from objectives.data import needs_model
+from objectives.data import train_pairs
 from objectives.evaluation import METRICS
 from objectives.grades import grade
 from objectives.model_files import fetch
+from storage.native import PostgresStorage
 
 OUT_OF_MEMORY = (
     "out of memory. In best.yaml, set loss.name to CachedMultipleNegativesRankingLoss and loss.mini_batch_size to half "
@@ -31,7 +40,8 @@ def train_from_file(path: Path, out: Path) -> None:
     config = job.config
     if out.exists():
         raise InputError(f"{out} exists; give another folder, or remove it")
-    load_data(config.incidents, config.labels, config.splits, config.pairs)  # bad input is found before torch is loaded
+    for_training(PostgresStorage(storage_url()) if "HPO_STORAGE" in os.environ else None, config.incidents)
+    load_data(config, cache_folder())  # bad input is found before torch is loaded
     fetch(config.model, config.model_revision)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
@@ -45,7 +55,7 @@ def train_from_file(path: Path, out: Path) -> None:
         return "go on"
 
     try:
-        trained = finetune(config, report, memory=job.memory)
+        trained = finetune(config, report, memory=job.memory, cache=cache_folder())
     except Exception as error:
         if is_out_of_memory(error):
             raise HpoError(OUT_OF_MEMORY) from None
@@ -58,15 +68,25 @@ def train_from_file(path: Path, out: Path) -> None:
     print(f"model: {out}")
 
 
-def write_pairs(file: StudyFile, split: str, out: Path) -> int:
-    """CSV with anchor, other, grade and label (1 from the positive grade on); returns the number of pairs."""
-    data = load_data(file.incidents, file.labels, file.splits, file.pairs)
+def write_pairs(study: optuna.Study, file: StudyFile, split: str, out: Path) -> int:
+    """CSV with anchor, other, grade and label (1 from the positive grade on); returns the number of pairs.
+
+    Training pairs are those of the study file, whatever a search varies of them. Raises InputError, DataError.
+    """
+    config = trial_config(file)
+    assert isinstance(study._storage, PostgresStorage)
+    fetch_incidents(study._storage, config.incidents)
+    data, altered = load_data(config, cache_folder()), list[str]()
     if split == "validation":
         anchors, others, grades = data.validation.anchors, data.validation.others, data.validation.grades
     else:
-        anchors, others = data.train.T
-        grades = grade(data.table, data.ladder, anchors, others)
-    texts = np.array(data.table.texts, dtype=object)
+        if needs_model(config.mining):
+            raise InputError("these training pairs are mined by a model; only a trial can tell them")
+        mined = train_pairs(data, config, cache_folder())
+        (anchors, others), altered = mined.ends[:, :2].T, mined.altered
+        incident_of = np.concatenate([np.arange(len(data.table)), mined.sources])
+        grades = grade(data.table, data.ladder, incident_of[anchors], others)
+    texts = np.array([*data.table.texts, *altered], dtype=object)
     rows = zip(texts[anchors], texts[others], grades, (grades >= data.ladder.positive).astype(int), strict=True)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")

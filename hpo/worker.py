@@ -19,6 +19,8 @@ from sqlalchemy import URL
 from hpo.config import StudyFile
 from hpo.config import searched
 from hpo.config import trial_config
+from hpo.datasets import cache_folder
+from hpo.datasets import fetch as fetch_incidents
 from hpo.errors import HpoError
 from hpo.errors import InputError
 from hpo.errors import Interrupted
@@ -35,6 +37,7 @@ from hpo.trainer_process import TrainerDied
 from hpo.trainer_process import TrainerProcess
 from objectives.config import Job
 from objectives.model_files import fetch
+from objectives.reading import DataError
 from search_spaces.space import suggest
 from storage.connection import Unavailable
 from storage.keeper import Keeper
@@ -73,6 +76,7 @@ def work(url: URL, name: str) -> int:
     storage.patience_s = file.patience_s
     trainer.deadlines, trainer.limits = file.deadlines, file.limits
     refuse_other_versions(study)
+    _have_incidents(storage, file)
     logger.info("model %s: %s", file.model, fetch(file.model, file.model_revision))  # the trainer asks no hub
     checkpoints = SharedCheckpoints(file.name, file.checkpoints.folder)
     checkpoints.tidy(trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished())
@@ -89,6 +93,13 @@ def work(url: URL, name: str) -> int:
     finally:
         keeper.stop()
         trainer.close()
+
+
+def _have_incidents(storage: PostgresStorage, file: StudyFile) -> None:
+    try:
+        fetch_incidents(storage, file.incidents)
+    except DataError as error:
+        raise SetupError(str(error)) from None
 
 
 def _own_name() -> str:
@@ -167,10 +178,12 @@ def _train(worker: Worker, trial_id: int) -> dict[str, Any]:
     parameters = suggest(searched(worker.file).parameters, trial)
     worker.storage.flush(trial_id)  # a worker that dies from here on leaves a trial that another can run as it is
     logger.info("trial %d started: %s", trial.number, parameters)
+    _have_incidents(worker.storage, worker.file)  # they may have been cleaned away
     job = Job(
         config=trial_config(worker.file, parameters, trial.number),
         checkpoint_folder=str(worker.checkpoints.folder(trial.number)),
         checkpoint_every_s=worker.file.checkpoints.every_s,
+        cache=str(cache_folder()),
     )
     message: dict[str, Any] = {}
     worker.checkpoints.fetch(trial.number, lambda: worker.trainer.stopped)

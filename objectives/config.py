@@ -6,6 +6,7 @@ unknown keys refused. Imports no torch: the command line and the worker use it t
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from typing import Annotated
 from typing import Literal
@@ -35,7 +36,9 @@ class Columns(BaseModel):
     category: str = "category"
     subcategory: str | None = "subcategory"
     configuration_item: str | None = None
+    assignment_group: str | None = None
     duplicate_of: str | None = None
+    parent: str | None = None  # its children count as its duplicates
     opened: str | None = None  # when: later incidents are held out
     opened_format: str | None = None  # as strptime takes it; None: ISO 8601
     persons: Annotated[tuple[str, ...], Field(strict=False)] = ()  # whose names are masked wherever they stand
@@ -48,9 +51,12 @@ class Incidents(BaseModel):
     columns: Columns = Columns()
     encoding: Literal["utf-8", "utf-16", "cp1252", "latin-1"] = "utf-8"
     sha256: str | None = None  # of the file's bytes; set when a study is created
+    dataset: str | None = None  # what was read from it, by SHA-256 as it is kept in the database
 
     @model_validator(mode="after")
     def _mapped_once(self) -> Incidents:
+        if re.match(r"\w+://[^/]*@", self.path):
+            raise ValueError("a URL must hold no password: it is written to files that people read")
         if self.preset is not None and "columns" in self.model_fields_set:
             raise ValueError("columns are named by preset or by columns; keep one")
         return self
@@ -62,9 +68,13 @@ class Labels(BaseModel):
     model_config = STRICT
     same_category: Share = 0.25
     same_subcategory: Share = 0.5
-    near: Share = 0.75  # of one subcategory, and on one configuration item
+    near: Share = 0.75  # of one subcategory, and on one configuration item, of one assignment group, or near in text
     duplicate: Share = 1.0
     positive: Literal["same_category", "same_subcategory", "near", "duplicate"] = "same_subcategory"  # from here on
+    # Jaccard similarity of two texts' words that makes them near; None: a model would be praised for copied words.
+    near_text: Annotated[float, Field(gt=0, lt=1)] | None = None
+    small_classes: Literal["keep", "merge", "drop"] = "keep"  # merge: to one of their category, or one category
+    small_below: Positive = 8  # incidents
 
     @model_validator(mode="after")
     def _ascend(self) -> Labels:
@@ -90,23 +100,49 @@ class Splits(BaseModel):
 
 
 class Pairs(BaseModel):
-    """Held-out pairs per split (validation, test) and training pairs per epoch.
+    """Held-out pairs per split (validation, test); the same for all trials of a study.
 
     The default shares hold 13.5 % positives, as version 4 had, and put the ceiling of graded Spearman at 0.87. The
-    positives are of all their grades alike, as far as each has so many.
+    positives are of all their grades alike, as far as each has so many; each grade is of all categories alike.
     """
 
     model_config = STRICT
-    train: Positive = 20_000
     held_out: Annotated[int, Field(ge=100)] = 10_000
     positive_share: Annotated[float, Field(gt=0, lt=1)] = 0.135
     same_category_share: Share = 0.265
-    seed: Annotated[int, Field(ge=0)] = 0
+    hard_share: Share = 0.1  # of what is no positive: alike in words all the same
+    seed: Annotated[int, Field(ge=0)] = 0  # of the training pairs, too
 
     @model_validator(mode="after")
     def _shares_fit(self) -> Pairs:
         if self.positive_share + self.same_category_share > 1:
             raise ValueError("positive_share + same_category_share must be at most 1")
+        return self
+
+
+class Mining(BaseModel):
+    """How training pairs are found. A search may vary it all."""
+
+    model_config = STRICT
+    train_pairs: Annotated[int, Field(ge=1, le=500_000)] = 20_000
+    # graded: of every tie, as many as its grade says; what is of one category then counts as a little alike.
+    positives: Literal["same_subcategory", "graded"] = "same_subcategory"
+    class_balance: Literal["off", "sqrt", "oversample"] = "off"  # how often a class is drawn: by size, its root, alike
+    # Between these lies the similarity of a positive's two texts: too easy above, too far below.
+    similarity: Literal["tfidf", "model"] = "tfidf"
+    min_similarity: Annotated[float, Field(ge=-1, lt=1)] = -1.0
+    max_similarity: Annotated[float, Field(gt=-1, le=1)] = 1.0
+    hard_negatives: Literal["off", "tfidf", "jaccard", "model"] = "off"  # found by what; model: as it is untrained
+    hard_negatives_per_pair: Annotated[int, Field(ge=1, le=8)] = 1
+    hard_negative_skip: Annotated[int, Field(ge=0, le=1_000)] = 0  # the most alike ones, often labelled wrongly
+    false_negatives: Literal["keep", "mask"] = "keep"  # in a batch, those of the anchor's own class
+    augmentation: Literal["off", "synonyms", "wordnet", "typos", "word_dropout"] = "off"
+    augmented_share: Share = 0.3  # of the pairs, whose anchor is altered
+
+    @model_validator(mode="after")
+    def _leaves_positives(self) -> Mining:
+        if self.min_similarity >= self.max_similarity:
+            raise ValueError(f"min_similarity {self.min_similarity} is not below max_similarity {self.max_similarity}")
         return self
 
 
@@ -142,6 +178,7 @@ class TrialConfig(BaseModel):
     labels: Labels = Labels()
     splits: Splits = Splits()
     pairs: Pairs = Pairs()
+    mining: Mining = Mining()
     model: Annotated[str, Field(min_length=1)]
     model_revision: str | None = None  # as model_files.pin() says it; None: whichever is at hand
     max_seq_tokens: Annotated[int, Field(ge=4)] = 128
@@ -169,3 +206,4 @@ class Job(BaseModel):
     memory: Memory = AT_ONCE
     checkpoint_folder: str | None = None
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 60.0
+    cache: str | None = None  # folder for what trials of this box have in common

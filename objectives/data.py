@@ -4,39 +4,75 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
+from objectives import mining
+from objectives.cache import cached
 from objectives.config import Incidents
 from objectives.config import Labels
+from objectives.config import Mining
 from objectives.config import Pairs
 from objectives.config import Splits
+from objectives.config import TrialConfig
 from objectives.grades import Ladder
 from objectives.grades import make_ladder
+from objectives.grades import without_small_classes
 from objectives.incidents import IncidentTable
 from objectives.incidents import IntArray
-from objectives.incidents import read_incidents
+from objectives.incidents import cache_key
+from objectives.incidents import load_incidents
+from objectives.mining import TrainPairs
+from objectives.nearness import NO_MODEL
+from objectives.nearness import Encode
 from objectives.pairs import GradedPairs
 from objectives.pairs import held_out_pairs
 from objectives.pairs import split_incidents
-from objectives.pairs import train_pairs
 from objectives.reading import DataError
 
 
 @dataclass(frozen=True)
 class Data:
     table: IncidentTable
-    train: IntArray  # (pairs, 2) incident numbers
-    validation: GradedPairs
     ladder: Ladder
+    splits: dict[str, IntArray]  # incident numbers of train, validation and test
+    validation: GradedPairs
+    small: int  # incidents in classes that were merged or dropped
+
+
+def load_data(config: TrialConfig, cache: Path | None = None) -> Data:
+    """What the trials of a study have in common; kept for the next one of the same process. Raises DataError."""
+    return _load(config.incidents, config.labels, config.splits, config.pairs, cache)
 
 
 @lru_cache(maxsize=1)
-def load_data(incidents: Incidents, labels: Labels, splits: Splits, pairs: Pairs) -> Data:
-    """Kept for the next trial of the same process. Raises DataError."""
-    table, ladder = read_incidents(incidents), make_ladder(labels, incidents.columns)
-    members = split_incidents(table, splits)
+def _load(incidents: Incidents, labels: Labels, splits: Splits, pairs: Pairs, cache: Path | None) -> Data:
+    table, kept, small = without_small_classes(load_incidents(incidents, cache), labels)
+    ladder = make_ladder(labels, incidents.columns)
+    members = {name: numbers[kept[numbers]] for name, numbers in split_incidents(table, splits).items()}
     try:
-        train = train_pairs(table, members["train"], pairs.train, pairs.seed)
-        validation = held_out_pairs(table, ladder, members["validation"], pairs)
+        return Data(table, ladder, members, held_out_pairs(table, ladder, members["validation"], pairs), small)
     except DataError as error:
         raise DataError(f"{incidents.path}: {error}") from None
-    return Data(table, train, validation, ladder)
+
+
+def train_pairs(data: Data, config: TrialConfig, cache: Path | None = None, encode: Encode = NO_MODEL) -> TrainPairs:
+    """Raises DataError. `encode` is asked where the mining is by a model, with the untrained one."""
+
+    def make() -> bytes:
+        pairs = mining.mine(data.table, data.ladder, data.splits["train"], config.mining, config.pairs.seed, encode)
+        return mining.to_bytes(pairs)
+
+    by_model = needs_model(config.mining)
+    model = (config.model, config.model_revision, config.max_seq_tokens) if by_model else None
+    decided_by = config.model_dump(mode="json", include={"labels", "splits", "mining"}) | {"seed": config.pairs.seed}
+    try:
+        return mining.from_bytes(
+            cached(cache, "pairs", [mining.MINER, cache_key(config.incidents), decided_by, model], make)
+        )
+    except DataError as error:
+        raise DataError(f"{config.incidents.path}: {error}") from None
+
+
+def needs_model(config: Mining) -> bool:
+    has_thresholds = config.min_similarity > -1 or config.max_similarity < 1
+    return config.hard_negatives == "model" or (config.similarity == "model" and has_thresholds)

@@ -19,6 +19,7 @@ IntArray = NDArray[np.int64]
 MetricName = Literal["spearman", "spearman_binary", "roc_auc", "pr_auc", "f1"]
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
 RESAMPLES = 200
+WHOLE = 1e9  # pairs, of which shares are as good as whole numbers
 INTERVAL = (2.5, 97.5)  # percentiles of the bootstrap
 
 
@@ -101,6 +102,22 @@ def ceilings(grades: FloatArray, positive_grade: float) -> dict[MetricName, floa
         "pr_auc": 1.0,
         "f1": 1.0,
     }
+
+
+def noise_ceilings(agreement: float, chance: float, positive_share: float) -> dict[MetricName, float]:
+    """What a model that knows the true class could score against labels that are not all true.
+
+    agreement: how often two labels of the same thing are equal; chance: of any two things. If a label is drawn anew, by
+    the classes' shares, whenever it is not true, these say how often a pair is truly of one class, given its label. The
+    model tells two kinds of pairs apart, truly alike and not; its scores follow from the four shares.
+    """
+    agreement = max(agreement, chance)  # below, labels say nothing
+    by_chance = chance * (1 - agreement) / (1 - chance)  # truly alike though labelled otherwise
+    alike = np.array([(1 - positive_share) * by_chance, positive_share * agreement])
+    other = np.array([1 - positive_share, positive_share]) - alike
+    ranking = rank_pairs(np.array([0.0, 0.0, 1.0, 1.0]), np.array([0.0, 1.0, 0.0, 1.0]), 1.0)
+    found = score(ranking, np.concatenate([other, alike]) * WHOLE)
+    return {metric: found[metric] for metric in ("roc_auc", "pr_auc", "f1")}
 
 
 def spearman_ceiling(labels: FloatArray) -> float:

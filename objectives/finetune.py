@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from objectives.config import AT_ONCE
 from objectives.config import STATIC
@@ -15,6 +16,7 @@ from objectives.config import Memory
 from objectives.config import TrialConfig
 from objectives.data import Data
 from objectives.data import load_data
+from objectives.data import train_pairs
 from objectives.device import device_name
 from objectives.device import is_deterministic
 from objectives.device import resolved
@@ -25,10 +27,13 @@ from objectives.evaluation import bootstrap_intervals
 from objectives.evaluation import ceilings
 from objectives.evaluation import rank_pairs
 from objectives.evaluation import score
+from objectives.grades import may_be_alike
+from objectives.incidents import IntArray
 from objectives.model_files import fetch
 from objectives.models import Encoder
 from objectives.models import encode
 from objectives.models import load_encoder
+from objectives.nearness import BoolArray
 from objectives.pairs import GradedPairs
 from objectives.progress import UNINTERRUPTED
 from objectives.progress import Interruptions
@@ -69,22 +74,36 @@ class Finetuned:
 
 
 def finetune(
-    config: TrialConfig, report: Report, interruptions: Interruptions = UNINTERRUPTED, memory: Memory = AT_ONCE
+    config: TrialConfig,
+    report: Report,
+    interruptions: Interruptions = UNINTERRUPTED,
+    memory: Memory = AT_ONCE,
+    cache: Path | None = None,
 ) -> Finetuned:
     """Raises Diverged or Collapsed (these parameters cannot work), Interrupted, or for a broken set-up DataError,
     ModelError, DeviceError or CheckpointError.
     """
     torch.set_num_threads(config.threads)
-    data = load_data(config.incidents, config.labels, config.splits, config.pairs)
+    data = load_data(config, cache)
     interruptions.check()
     model = _at_hand(config)
     untrained = _untrained(config, model, data, interruptions.check)
-    encoder = load_encoder(model, config.max_seq_tokens, data.table.texts)
+
+    def base_vectors(numbers: IntArray) -> NDArray[np.float32]:
+        return encode(load_encoder(model, config.max_seq_tokens, data.table.texts), numbers, interruptions.check)
+
+    mined = train_pairs(data, config, cache, base_vectors)
+    encoder = load_encoder(model, config.max_seq_tokens, [*data.table.texts, *mined.altered])
+    incident_of = np.concatenate([np.arange(len(data.table)), mined.sources])
+
+    def is_alike(left: IntArray, right: IntArray) -> BoolArray:
+        return may_be_alike(data.table, incident_of[left], incident_of[right])
 
     def evaluate() -> Scores:
         return score(rank_validation(encoder, data, interruptions.check))
 
-    run = fit(encoder, data.train, config.training, config.seed, evaluate, report, interruptions, memory)
+    masked = is_alike if config.mining.false_negatives == "mask" else None
+    run = fit(encoder, mined.ends, config.training, config.seed, evaluate, report, interruptions, memory, masked)
     ranking, pairs = rank_validation(encoder, data, interruptions.check), data.validation
     pruned = run.stop_reason == "pruned"
     result = Result(
@@ -95,7 +114,7 @@ def finetune(
         stop_reason=run.stop_reason,
         stop_epoch=run.curve[-1].epoch,
         best_epoch=run.best.epoch if run.best else 0.0,
-        train_pairs=len(data.train),
+        train_pairs=len(mined.ends),
         device=device_name(),
         precision=resolved(config.training.precision, encoder.model),
         deterministic=is_deterministic(),
@@ -126,7 +145,7 @@ def _at_hand(config: TrialConfig) -> str:
 
 def _untrained(config: TrialConfig, model: str, data: Data, check: Callable[[], None]) -> Scores:
     """The base model's scores: the same for all trials of a study, so measured once."""
-    key = config.model_dump_json(exclude={"training", "seed", "threads"})
+    key = config.model_dump_json(exclude={"training", "mining", "seed", "threads"})
     if key not in UNTRAINED:
         UNTRAINED.clear()
         UNTRAINED[key] = score(

@@ -1,34 +1,37 @@
-"""A ticket export as arrays: its texts cleaned and masked, its labels numbered, what belongs together grouped."""
+"""Incidents as arrays: texts, labels as numbers, and what belongs together grouped. Also as bytes that travel."""
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections import Counter
-from collections.abc import Iterator
-from collections.abc import Sequence
+import json
 from dataclasses import dataclass
-from datetime import UTC
-from datetime import datetime
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from objectives.cleaning import clean
-from objectives.cleaning import make_masker
+from objectives.cache import cached
 from objectives.config import Columns
 from objectives.config import Incidents
+from objectives.exports import LINKS
+from objectives.exports import Export
+from objectives.exports import read_export
 from objectives.near_duplicates import near_duplicate_links
 from objectives.near_duplicates import normalise
 from objectives.reading import DataError
-from objectives.reading import in_words
-from objectives.reading import read_rows
+from objectives.reading import at_hand
 
 IntArray = NDArray[np.int64]
 UNKNOWN = -1
+TEXTS = ("ids", "texts")
+READER = 1  # to be raised when reading, cleaning or grouping changes: what boxes have kept is then read anew
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,9 @@ class IncidentTable:
     category_names: list[str]  # by number
     subcategory: IntArray  # numbers (category, subcategory) together; of the category alone if no column is mapped
     configuration_item: IntArray  # numbers (category, subcategory, item) together
+    assignment_group: IntArray  # numbers (category, subcategory, group) together
     text_number: IntArray  # equal where the normalised texts are
-    cluster: IntArray  # connected by duplicate links
+    cluster: IntArray  # connected by duplicate links or a common parent
     group: IntArray  # connected by duplicate links, equal or nearly equal texts: never split
     opened: NDArray[np.float64] | None  # seconds since 1970; None where no column is mapped
     dropped: int  # rows without text or category
@@ -60,130 +64,103 @@ def file_sha256(path: Path) -> str:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def load_incidents(config: Incidents, cache: Path | None = None) -> IncidentTable:
+    """As the box has kept them, else from the export. Raises DataError."""
+    return from_parquet(kept_incidents(config, cache))
+
+
+def kept_incidents(config: Incidents, cache: Path | None) -> bytes:
+    return cached(cache, *cache_key(config), lambda: to_parquet(read_incidents(config)))
+
+
+def cache_key(config: Incidents) -> tuple[str, Any]:
+    """Of what was read from the export with this SHA-256, wherever it lies."""
+    return "incidents", [READER, config.model_dump(mode="json", exclude={"path", "dataset"})]
+
+
 def read_incidents(config: Incidents) -> IncidentTable:
     """Raises DataError for an unreadable or malformed file, a missing column, or other bytes than `sha256` names."""
-    path = Path(config.path)
-    sha256 = file_sha256(path)
+    check_sha256(config)
+    return _table(read_export(config), config.columns)
+
+
+def check_sha256(config: Incidents) -> None:
+    sha256 = file_sha256(at_hand(config.path))
     if config.sha256 not in (None, sha256):
-        raise DataError(f"{path}: SHA-256 is {sha256[:12]}…, the study was created with {str(config.sha256)[:12]}…")
-    rows = list(_rows(path, config))
-    changed = _clean(rows)
-    kept = [row for row in rows if row["text"] and row["category"]]
-    if not kept:
-        raise DataError(f"{path}: none of {len(rows)} rows has both text and a category")
-    return _table(kept, config.columns, dropped=len(rows) - len(kept), changed=dict(changed))
-
-
-def _clean(rows: list[dict[str, str]]) -> Counter[str]:
-    """What was stripped from the texts or masked in them, and how often."""
-    mask = make_masker(name for row in rows for name in row["persons"].split("\n") if name)
-    counts = Counter[str]()
-    for row in rows:
-        text, stripped = clean(row["text"])
-        row["text"], masked = mask(text)
-        counts.update(stripped)
-        counts.update(masked)
-    return counts
-
-
-def _rows(path: Path, config: Incidents) -> Iterator[dict[str, str]]:
-    """One dict per incident: id, text, category, subcategory, configuration_item, duplicate_of, opened."""
-    seen: set[str] = set()
-    rows = read_rows(path, config.encoding)
-    header = [name.strip() for name in next(rows, (1, []))[1]]
-    _check_header(path, header, config.columns)
-    for line, fields in rows:
-        row = _pick(dict(zip(header, fields, strict=True)), config.columns)
-        _check_date(path, line, row["opened"], config.columns.opened_format)
-        if not row["id"] or row["id"] in seen:
-            raise DataError(f"{path}:{line}: id {row['id']!r} is {'not unique' if row['id'] else 'empty'}")
-        seen.add(row["id"])
-        yield row
-
-
-def _check_header(path: Path, header: list[str], columns: Columns) -> None:
-    optional = [columns.subcategory, columns.configuration_item, columns.duplicate_of, columns.opened]
-    wanted = [columns.id, *columns.text, columns.category, *columns.persons, *optional]
-    if twice := sorted({name for name in wanted if name is not None and header.count(name) > 1}):
-        raise DataError(f"{path}:1: two columns are named {', '.join(map(repr, twice))}; rename one")
-    missing = [name for name in wanted if name is not None and name not in header]
-    if missing:
         raise DataError(
-            f"{path}:1: no column {', '.join(map(repr, missing))}; {in_words(header)}. "
-            "Map the names under incidents.columns"
+            f"{config.path}: SHA-256 is {sha256[:12]}…, the study was created with {str(config.sha256)[:12]}…"
         )
 
 
-def _pick(fields: dict[str, str], columns: Columns) -> dict[str, str]:
-    return {
-        "id": fields[columns.id].strip(),
-        "text": " ".join(fields[name].strip() for name in columns.text).strip(),
-        "category": fields[columns.category].strip(),
-        "subcategory": fields[columns.subcategory].strip() if columns.subcategory else "",
-        "configuration_item": fields[columns.configuration_item].strip() if columns.configuration_item else "",
-        "duplicate_of": fields[columns.duplicate_of].strip() if columns.duplicate_of else "",
-        "opened": fields[columns.opened].strip() if columns.opened else "",
-        "persons": "\n".join(fields[name].strip() for name in columns.persons),
-    }
+def to_parquet(table: IncidentTable) -> bytes:
+    columns = {field.name: getattr(table, field.name) for field in fields(table)}
+    facts = {name: columns.pop(name) for name in ("category_names", "dropped", "changed")}
+    columns = {name: values for name, values in columns.items() if values is not None}
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns).replace_schema_metadata({"facts": json.dumps(facts)}), sink, compression="zstd")
+    return bytes(sink.getvalue())
 
 
-def _check_date(path: Path, line: int, text: str, form: str | None) -> None:
-    try:
-        _seconds(text, form)
-    except ValueError:
-        expected = f"a date as {form!r}" if form else "an ISO 8601 date; name its form in columns.opened_format"
-        raise DataError(f"{path}:{line}: found {text!r}, expected {expected}") from None
+def from_parquet(content: bytes) -> IncidentTable:
+    table = pq.read_table(pa.BufferReader(content))
+    columns: dict[str, Any] = {name: table[name].to_numpy() for name in table.column_names if name not in TEXTS}
+    columns |= {name: table[name].to_pylist() for name in TEXTS} | json.loads(table.schema.metadata[b"facts"])
+    return IncidentTable(**({"opened": None} | columns))
 
 
-def _seconds(text: str, form: str | None) -> float:
-    """Since 1970; an incident without a date is older than any. Without a zone, UTC. Raises ValueError."""
-    if not text:
-        return -math.inf
-    date = datetime.strptime(text, form) if form else datetime.fromisoformat(text)
-    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
-
-
-def _table(rows: list[dict[str, str]], columns: Columns, *, dropped: int, changed: dict[str, int]) -> IncidentTable:
-    ids = [row["id"] for row in rows]
-    number_of = {incident: i for i, incident in enumerate(ids)}
-    links = [(i, number_of[row["duplicate_of"]]) for i, row in enumerate(rows) if row["duplicate_of"] in number_of]
-    text_number = _numbers([normalise(row["text"]) for row in rows])
-    near: list[tuple[int, int]] = near_duplicate_links([row["text"] for row in rows]).tolist()
-    if columns.subcategory:
-        subcategories = [(row["category"], row["subcategory"]) if row["subcategory"] else None for row in rows]
-    else:
-        subcategories = [(row["category"], "") for row in rows]
-    items = [
-        (*known, row["configuration_item"]) if known and row["configuration_item"] else None
-        for known, row in zip(subcategories, rows, strict=True)
-    ]
-    opened = np.array([_seconds(row["opened"], columns.opened_format) for row in rows]) if columns.opened else None
+def _table(export: Export, columns: Columns) -> IncidentTable:
+    rows = export.rows
+    texts, opened = rows["text"].to_pylist(), rows["opened"].to_numpy()
+    category = _numbers(rows["category"])
+    subcategory = _within(category, _numbers(rows["subcategory"])) if columns.subcategory else category
+    links = _links(rows)
+    near = near_duplicate_links(texts)
     return IncidentTable(
-        ids=ids,
-        texts=[row["text"] for row in rows],
-        category=_numbers([row["category"] for row in rows]),
-        category_names=list(dict.fromkeys(row["category"] for row in rows)),
-        subcategory=_numbers(subcategories),
-        configuration_item=_numbers(items),
-        text_number=text_number,
+        ids=rows["id"].to_pylist(),
+        texts=texts,
+        category=category,
+        category_names=rows["category"].chunk(0).dictionary.to_pylist(),
+        subcategory=subcategory,
+        configuration_item=_within(subcategory, _numbers(rows["configuration_item"])),
+        assignment_group=_within(subcategory, _numbers(rows["assignment_group"])),
+        text_number=_numbers(pa.chunked_array([[normalise(text) for text in texts]], pa.large_string())),
         cluster=_components(links, len(rows)),
-        group=_components(links + near, len(rows)),
-        opened=opened,
-        dropped=dropped,
-        changed=changed,
+        group=_components(np.concatenate([links, near]), len(rows)),
+        opened=opened if columns.opened else None,
+        dropped=export.dropped,
+        changed=export.changed,
     )
 
 
-def _numbers(values: Sequence[str | tuple[str, ...] | None]) -> IntArray:
-    """Class numbers in order of first appearance; None is UNKNOWN."""
-    number_of: dict[object, int] = {None: UNKNOWN}
-    for value in values:
-        number_of.setdefault(value, len(number_of) - 1)
-    return np.array([number_of[value] for value in values], dtype=np.int64)
+def _numbers(values: pa.ChunkedArray) -> IntArray:
+    """In order of first appearance; null is UNKNOWN."""
+    codes = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
+    indices = pa.chunked_array([chunk.indices for chunk in codes.chunks])
+    numbers: IntArray = pc.fill_null(indices, UNKNOWN).to_numpy().astype(np.int64)
+    return numbers
 
 
-def _components(links: list[tuple[int, int]], size: int) -> IntArray:
-    ends = np.array(links, dtype=np.int64).reshape(-1, 2)
-    graph = coo_array((np.ones(len(ends), dtype=np.int8), (ends[:, 0], ends[:, 1])), shape=(size, size))
+def _within(outer: IntArray, inner: IntArray) -> IntArray:
+    """Numbers of both together; UNKNOWN where either is."""
+    numbers = np.full(len(outer), UNKNOWN, dtype=np.int64)
+    known = (outer != UNKNOWN) & (inner != UNKNOWN)
+    both = outer[known] * (inner.max(initial=0) + 1) + inner[known]
+    numbers[known] = np.unique(both, return_inverse=True)[1]
+    return numbers
+
+
+def _links(rows: pa.Table) -> IntArray:
+    """(links, 2): to the incident that a field names, or to the first that names the same one."""
+    number_of = {incident: number for number, incident in enumerate(rows["id"].to_pylist())}
+    links = []
+    for field in LINKS:
+        for number, named in enumerate(rows[field].to_pylist()):
+            if named is not None:
+                links.append((number, number_of.setdefault(named, number)))
+    return np.array(links, dtype=np.int64).reshape(-1, 2)
+
+
+def _components(links: IntArray, size: int) -> IntArray:
+    graph = coo_array((np.ones(len(links), dtype=np.int8), (links[:, 0], links[:, 1])), shape=(size, size))
     components: IntArray = connected_components(graph, directed=False)[1].astype(np.int64)
     return components

@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.util import cos_sim
 from transformers import get_scheduler
 
 from objectives.config import Memory
 from objectives.config import Training
+from objectives.device import device
 from objectives.device import resolved
 from objectives.device import train_in_bfloat16
 from objectives.incidents import IntArray
 from objectives.models import Encoder
+from objectives.nearness import Barred
 from objectives.progress import Diverged
 
 NO_LABELS = torch.empty(0)
@@ -24,12 +28,15 @@ NO_LABELS = torch.empty(0)
 class Optimization:
     """Model, loss, optimizer and learning-rate schedule of one run of `steps` steps."""
 
-    def __init__(self, encoder: Encoder, config: Training, steps: int, memory: Memory) -> None:
+    def __init__(
+        self, encoder: Encoder, config: Training, steps: int, memory: Memory, is_alike: Barred | None = None
+    ) -> None:
         self.encoder = encoder
         self._max_grad_norm = config.max_grad_norm
         if resolved(config.precision, encoder.model) == "bfloat16":
             train_in_bfloat16(encoder.model)
-        self._loss = _loss(encoder, config, memory)
+        self._similarity = Similarity(is_alike)
+        self._loss = _loss(encoder, config, memory, self._similarity)
         self._parameters = [parameter for parameter in encoder.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self._parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -40,9 +47,10 @@ class Optimization:
         )
 
     def step(self, ends: IntArray) -> None:
-        """On pairs of text numbers, shape (batch, 2). Raises Diverged, the weights as they were before."""
+        """On text numbers, shape (batch, 2 + hard negatives). Raises Diverged, the weights as they were before."""
         self.encoder.model.train()
-        loss = self._loss([self.encoder.collate(ends[:, 0]), self.encoder.collate(ends[:, 1])], NO_LABELS)
+        self._similarity.expect(ends)
+        loss = self._loss([self.encoder.collate(numbers) for numbers in ends.T], NO_LABELS)
         if not torch.isfinite(loss):
             raise Diverged(f"the loss is {loss.item()}")
         loss.backward()
@@ -54,7 +62,28 @@ class Optimization:
         self.scheduler.step()
 
 
-def _loss(encoder: Encoder, config: Training, memory: Memory) -> torch.nn.Module:
+class Similarity:
+    """Cosines between a batch's anchors and its texts; minus infinity where a text is no negative of an anchor."""
+
+    def __init__(self, is_alike: Barred | None) -> None:
+        self._is_alike, self._barred, self._row = is_alike, torch.empty(0), 0
+
+    def expect(self, ends: IntArray) -> None:
+        if self._is_alike is not None:
+            barred = self._is_alike(ends[:, :1], ends[:, 1:].T.ravel())
+            np.fill_diagonal(barred[:, : len(ends)], False)  # an anchor's own positive
+            self._barred, self._row = torch.from_numpy(barred).to(device()), 0
+
+    def __call__(self, anchors: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        """The rows of a batch in order, whole or in micro-batches."""
+        cosines = cos_sim(anchors, texts)
+        if self._is_alike is None:
+            return cosines
+        self._row += len(anchors)
+        return cosines.masked_fill(self._barred[self._row - len(anchors) : self._row], -torch.inf)
+
+
+def _loss(encoder: Encoder, config: Training, memory: Memory, similarity: Similarity) -> torch.nn.Module:
     """In micro-batches the vectors are computed twice, and every pair still sees the whole batch as negatives."""
     if memory.gradient_checkpointing:
         first: Any = encoder.model[0]
@@ -62,7 +91,11 @@ def _loss(encoder: Encoder, config: Training, memory: Memory) -> torch.nn.Module
         # Renamed in transformers 5; the old name goes with 6.
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     if memory.micro_batch is None:
-        return MultipleNegativesRankingLoss(encoder.model, scale=config.scale)
+        return MultipleNegativesRankingLoss(encoder.model, scale=config.scale, similarity_fct=similarity)
     return CachedMultipleNegativesRankingLoss(
-        encoder.model, scale=config.scale, mini_batch_size=memory.micro_batch, show_progress_bar=False
+        encoder.model,
+        scale=config.scale,
+        similarity_fct=similarity,
+        mini_batch_size=memory.micro_batch,
+        show_progress_bar=False,
     )

@@ -1,7 +1,8 @@
-"""Splits by group, graded held-out pairs, and training pairs. Nothing enumerates all pairs; every draw is seeded."""
+"""Splits by group, and graded held-out pairs. Nothing enumerates all pairs; every draw is seeded."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +13,19 @@ from objectives.evaluation import FloatArray
 from objectives.grades import Ladder
 from objectives.grades import classes
 from objectives.grades import grade
+from objectives.grades import may_be_alike
 from objectives.incidents import UNKNOWN
 from objectives.incidents import IncidentTable
 from objectives.incidents import IntArray
+from objectives.nearness import NO_MODEL
+from objectives.nearness import make_vectors
+from objectives.nearness import nearest
 from objectives.reading import DataError
 
 OVERSAMPLING = 4  # draws per wanted pair: repeats and wrong grades are thrown away
+POOL = 50_000  # incidents among which those alike are looked for: the cost stays linear
+SPLITS = ("train", "validation", "test")
+HARD_NEGATIVES = 8  # per anchor of a held-out pair
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ def split_incidents(table: IncidentTable, config: Splits) -> dict[str, IntArray]
     before[order] = (np.cumsum(sizes[order]) - sizes[order]) / len(table)
     edges = {first: (0.0, middle), second: (middle, held_out), "train": (held_out, 1.0)}
     share = before[table.group]
-    return {name: np.flatnonzero((low <= share) & (share < high)) for name, (low, high) in edges.items()}
+    return {name: np.flatnonzero((edges[name][0] <= share) & (share < edges[name][1])) for name in SPLITS}
 
 
 def held_out_pairs(table: IncidentTable, ladder: Ladder, members: IntArray, config: Pairs) -> GradedPairs:
@@ -56,37 +64,54 @@ def held_out_pairs(table: IncidentTable, ladder: Ladder, members: IntArray, conf
     Raises DataError if a class has no pair.
     """
     rng = np.random.default_rng(config.seed)
+    hard = _hard_pairs(table, members, config, rng)
+    hard_grades = grade(table, ladder, *hard.T)
 
-    def draw(of: IntArray, level: float) -> IntArray:
-        ends = _partners(of, members, config.held_out * OVERSAMPLING, rng)
-        of_level: IntArray = ends[grade(table, ladder, *ends.T) == level]
-        return of_level
+    def draw(tie: str, level: float) -> IntArray:
+        ends = tied_pairs(table, ladder, tie, members, config.held_out * OVERSAMPLING, rng)
+        ends = _stratified(ends[grade(table, ladder, *ends.T) == level], table.category)
+        if level >= ladder.positive:
+            return ends
+        return distinct(_mixed([hard[hard_grades == level], ends], [config.hard_share, 1 - config.hard_share]))
 
-    pools = {tie: draw(classes(table, tie), level) for tie, level in reversed(ladder.grades.items())}
-    far = draw(np.zeros(len(table), dtype=np.int64), 0.0)
-    positives = _alike([pools.pop(tie) for tie in ladder.positives], round(config.positive_share * config.held_out))
-    near = np.concatenate([far[:0], *pools.values()])
-    ends = _with_shares([rng.permutation(positives), rng.permutation(near), far], config)
+    pools = {tie: draw(tie, level) for tie, level in [*reversed(ladder.grades.items()), ("", 0.0)]}
+    positives = share_out([pools.pop(tie) for tie in ladder.positives], round(config.positive_share * config.held_out))
+    far, near = pools.pop(""), list(pools.values())
+    ends = _with_shares([positives, _mixed([hard[:0], *near], [0, *map(len, near)]), far], config)
     return GradedPairs(ends[:, 0], ends[:, 1], grade(table, ladder, *ends.T))
 
 
-def train_pairs(table: IncidentTable, members: IntArray, size: int, seed: int) -> IntArray:
-    """At most `size` distinct (anchor, positive) pairs, shape (pairs, 2): linked or of equal subcategory, other text.
+def tied_pairs(
+    table: IncidentTable,
+    ladder: Ladder,
+    tie: str,
+    members: IntArray,
+    size: int,
+    rng: np.random.Generator,
+    power: float = 1.0,
+) -> IntArray:
+    """At most `size` pairs (pairs, 2) that have this tie or a stronger one; of any two for no tie."""
+    of = classes(table, tie) if tie else [np.zeros(len(table), dtype=np.int64)]
+    if tie == "near" and ladder.near_text:
+        of = [*of, table.subcategory]
+    return np.concatenate([_partners(numbers, members, size, rng, power) for numbers in of])
 
-    Raises DataError if there is none.
+
+def share_out(pools: Sequence[IntArray], size: int, weights: Sequence[float] | None = None) -> IntArray:
+    """As many of each pool as its weight says, up to `size` in all; a scarce one gives all that it has."""
+    left = list(weights or [1.0] * len(pools))
+    taken = [pool[:0] for pool in pools]
+    for number in sorted(range(len(pools)), key=lambda number: len(pools[number]) / left[number]):
+        wanted = (size - sum(map(len, taken))) * left[number] / sum(left)
+        taken[number], left[number] = pools[number][: round(wanted)], 0.0
+    return _mixed(taken, [len(pool) for pool in taken])
+
+
+def _partners(classes: IntArray, members: IntArray, size: int, rng: np.random.Generator, power: float) -> IntArray:
+    """Pairs (at most `size`, 2): an anchor drawn from all that have company in their class, and one of it.
+
+    A class is drawn by its size to the `power`; with 1, pairs are distinct.
     """
-    rng = np.random.default_rng(seed)
-    drawn = [_partners(classes, members, size * OVERSAMPLING, rng) for classes in (table.cluster, table.subcategory)]
-    ends: IntArray = _distinct(np.concatenate(drawn))
-    ends = ends[table.text_number[ends[:, 0]] != table.text_number[ends[:, 1]]]
-    if not len(ends):
-        raise DataError("no two training incidents share a subcategory; there is nothing to learn from")
-    chosen: IntArray = ends[rng.permutation(len(ends))[:size]]
-    return chosen
-
-
-def _partners(classes: IntArray, members: IntArray, size: int, rng: np.random.Generator) -> IntArray:
-    """Distinct pairs (at most `size`, 2): an anchor drawn from all that have company in their class, and one of it."""
     known = members[classes[members] != UNKNOWN]
     known = known[np.argsort(classes[known], kind="stable")]
     _, starts, index, counts = np.unique(classes[known], return_index=True, return_inverse=True, return_counts=True)
@@ -94,26 +119,45 @@ def _partners(classes: IntArray, members: IntArray, size: int, rng: np.random.Ge
     eligible = np.flatnonzero(count > 1)
     if not len(eligible):
         return np.empty((0, 2), dtype=np.int64)
-    anchor = rng.choice(eligible, size)
+    weights = count[eligible] ** (power - 1.0)
+    anchor = rng.choice(eligible, size, p=None if power == 1 else weights / weights.sum())
     step = rng.integers(1, count[anchor])  # around the class, never back to the anchor
     other = start[anchor] + (anchor - start[anchor] + step) % count[anchor]
-    return _distinct(np.stack([known[anchor], known[other]], axis=1))
+    ends: IntArray = np.stack([known[anchor], known[other]], axis=1)
+    return distinct(ends) if power == 1 else ends
 
 
-def _distinct(ends: IntArray) -> IntArray:
+def distinct(ends: IntArray) -> IntArray:
     """Each unordered pair once, in the order drawn."""
     low, high = ends.min(axis=1), ends.max(axis=1)
     first = np.unique(low * (high.max(initial=0) + 1) + high, return_index=True)[1]
     return ends[np.sort(first)]
 
 
-def _alike(pools: list[IntArray], size: int) -> IntArray:
-    """As many of each pool as there are of the others, up to `size` in all; a scarce one gives all that it has."""
-    taken = [pool[:0] for pool in pools]
-    scarce_first = sorted(range(len(pools)), key=lambda number: len(pools[number]))
-    for done, number in enumerate(scarce_first):
-        taken[number] = pools[number][: (size - sum(map(len, taken))) // (len(pools) - done)]
-    return np.concatenate(taken)
+def _hard_pairs(table: IncidentTable, members: IntArray, config: Pairs, rng: np.random.Generator) -> IntArray:
+    """Alike in words, and not by their labels; (pairs, 2)."""
+    wanted = round(config.hard_share * config.held_out)
+    if not wanted or len(members) < 2:
+        return np.empty((0, 2), dtype=np.int64)
+    anchors, pool = (rng.permutation(members)[:most] for most in (max(wanted, HARD_NEGATIVES), POOL))
+    vectors = make_vectors("tfidf", table.texts, np.concatenate([anchors, pool]), NO_MODEL)
+    near = nearest(vectors, anchors, pool, HARD_NEGATIVES, lambda a, b: may_be_alike(table, a, b))
+    ends = np.stack([np.repeat(anchors, near.shape[1]), near.ravel()], axis=1)
+    return _stratified(distinct(rng.permutation(ends[ends[:, 1] != UNKNOWN])), table.category)
+
+
+def _stratified(ends: IntArray, category: IntArray) -> IntArray:
+    """In an order of which every beginning holds each category of anchors in its share."""
+    numbers, counts = np.unique(category[ends[:, 0]], return_counts=True)
+    pools = [ends[category[ends[:, 0]] == number] for number in numbers]
+    return _mixed([ends[:0], *pools], [1.0, *counts])
+
+
+def _mixed(pools: Sequence[IntArray], shares: Sequence[float]) -> IntArray:
+    """In an order of which every beginning holds the pools in their shares, until one is used up."""
+    shares = [max(share, 1e-9) for share in shares]
+    places = [(np.arange(len(pool)) + 0.5) / share for pool, share in zip(pools, shares, strict=True)]
+    return np.concatenate(pools)[np.argsort(np.concatenate(places), kind="stable")]
 
 
 def _with_shares(pools: list[IntArray], config: Pairs) -> IntArray:

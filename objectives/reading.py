@@ -33,6 +33,18 @@ class DataError(ValueError):
     exit_code = 2
 
 
+def at_hand(path: str) -> Path:
+    """The file, or a copy of what a URL leads to, which goes with the process. Raises DataError."""
+    if "://" not in path:
+        return Path(path)
+    import fsspec
+
+    try:
+        return Path(fsspec.open_local(f"simplecache::{path}"))
+    except Exception as error:  # each kind of storage has its own
+        raise DataError(f"{path}: cannot be fetched ({str(error).partition(chr(10))[0]})") from None
+
+
 def read_rows(path: Path, encoding: str) -> Iterator[Row]:
     """The header first; every row has as many fields. Raises DataError."""
     try:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from objectives.config import Incidents
-from objectives.config import Labels
-from objectives.config import Pairs
-from objectives.config import Splits
+from objectives.config import TrialConfig
 from objectives.data import load_data
+from objectives.data import needs_model
+from objectives.data import train_pairs
+from objectives.evaluation import FloatArray
 from objectives.evaluation import MetricName
 from objectives.evaluation import ceilings
+from objectives.evaluation import noise_ceilings
 from objectives.incidents import UNKNOWN
 from objectives.incidents import IncidentTable
 from objectives.incidents import IntArray
-from objectives.pairs import split_incidents
 
 QUANTILES = (5, 25, 50, 75, 95)  # percent
 FEW = 8  # incidents of a class that is too small to learn
+REPEATED = 30  # pairs labelled twice, from which on their agreement says something
+BINS = 30
 
 
 @dataclass(frozen=True)
@@ -29,47 +32,74 @@ class Statistics:
     changed: dict[str, int]  # how often which kind of thing was stripped from a text or masked in it
     categories: dict[str, int]  # incidents of each, the largest first
     subcategories: int
+    subcategory_sizes: list[int]  # descending
     small_subcategories: int  # with fewer than FEW incidents
+    merged: int  # incidents in classes that were merged or dropped, as declared
     words: dict[int, int]  # of a text, by percentile
+    word_counts: dict[int, int]  # texts by number of words: the lower edge of each bin
     equal_texts: int  # incidents whose text another one has, too
+    near_duplicates: int  # incidents that must stay with another one in a split: linked, equal or nearly equal
+    largest_group: int  # incidents that stay together
     duplicates: int  # incidents linked to another one
+    repeated: int  # pairs of them
     agreement: dict[str, float]  # of linked pairs: how many have the same label
     splits: dict[str, int]
-    train_pairs: int
+    train_pairs: int | None  # None: a model takes part in mining them
     held_out_grades: dict[float, int]
     ceilings: dict[MetricName, float]
+    noise_ceilings: dict[MetricName, float]  # by the agreement of linked pairs; empty where there are few
 
 
-def statistics(incidents: Incidents, labels: Labels, splits: Splits, pairs: Pairs) -> Statistics:
+def statistics(config: TrialConfig, cache: Path | None = None) -> Statistics:
     """Raises DataError."""
-    data = load_data(incidents, labels, splits, pairs)
+    data = load_data(config, cache)
     table, grades = data.table, data.validation.grades
     words = np.array([len(text.split()) for text in table.texts])
-    sizes = np.bincount(table.subcategory[table.subcategory != UNKNOWN])
-    percentiles = np.percentile(words, QUANTILES)
+    sizes = -np.sort(-np.bincount(table.subcategory[table.subcategory != UNKNOWN]))
+    sizes = sizes[sizes > 0]
     levels, counts = np.unique(grades, return_counts=True)
+    linked = _linked(table)
+    agreement = _agreement(table, linked)
+    share = float((grades >= data.ladder.positive).mean())
     return Statistics(
         rows=len(table) + table.dropped,
         incidents=len(table),
         changed=table.changed,
         categories=_sizes(table),
         subcategories=len(sizes),
+        subcategory_sizes=sizes.tolist(),
         small_subcategories=int((sizes < FEW).sum()),
-        words={percent: round(value) for percent, value in zip(QUANTILES, percentiles, strict=True)},
+        merged=data.small,
+        words={percent: round(float(np.percentile(words, percent))) for percent in QUANTILES},
+        word_counts=_histogram(words),
         equal_texts=_shared(table.text_number),
+        near_duplicates=_shared(table.group),
+        largest_group=int(np.bincount(table.group).max()),
         duplicates=_shared(table.cluster),
-        agreement=_agreement(table),
-        splits={name: len(numbers) for name, numbers in split_incidents(table, splits).items()},
-        train_pairs=len(data.train),
+        repeated=len(linked),
+        agreement=agreement,
+        splits={name: len(numbers) for name, numbers in data.splits.items()},
+        train_pairs=None if needs_model(config.mining) else len(train_pairs(data, config, cache).ends),
         held_out_grades=dict(zip(levels.tolist(), counts.tolist(), strict=True)),
         ceilings=ceilings(grades, data.ladder.positive),
+        noise_ceilings=noise_ceilings(agreement["subcategory"], _chance(table.subcategory), share)
+        if len(linked) >= REPEATED and "subcategory" in agreement
+        else {},
     )
 
 
 def _sizes(table: IncidentTable) -> dict[str, int]:
-    counts = np.bincount(table.category)
+    counts = np.bincount(table.category, minlength=len(table.category_names))
     order = np.argsort(-counts, kind="stable").tolist()
-    return {table.category_names[number]: int(counts[number]) for number in order}
+    return {table.category_names[number]: int(counts[number]) for number in order if counts[number]}
+
+
+def _histogram(words: IntArray) -> dict[int, int]:
+    """Up to the 99th percentile; the longest are in the last bin."""
+    longest = int(np.percentile(words, 99))
+    edges = np.arange(0, longest + 1, longest // BINS + 1)
+    counts = np.bincount(np.searchsorted(edges, np.minimum(words, longest), side="right") - 1, minlength=len(edges))
+    return dict(zip(edges.tolist(), counts.tolist(), strict=True))
 
 
 def _shared(classes: IntArray) -> int:
@@ -77,13 +107,26 @@ def _shared(classes: IntArray) -> int:
     return int(sizes[sizes > 1].sum())
 
 
-def _agreement(table: IncidentTable) -> dict[str, float]:
-    """Over neighbours within each cluster of linked incidents; empty where there is none."""
+def _linked(table: IncidentTable) -> IntArray:
+    """Neighbours within each cluster of linked incidents, (pairs, 2)."""
     order = np.argsort(table.cluster, kind="stable")
-    a, b = order[:-1], order[1:]
-    linked = table.cluster[a] == table.cluster[b]
-    a, b = a[linked], b[linked]
-    if not len(a):
-        return {}
-    classes = {"category": table.category, "subcategory": table.subcategory}
-    return {name: float(np.mean(numbers[a] == numbers[b])) for name, numbers in classes.items()}
+    pairs = np.stack([order[:-1], order[1:]], axis=1)
+    linked: IntArray = pairs[table.cluster[pairs[:, 0]] == table.cluster[pairs[:, 1]]]
+    return linked
+
+
+def _agreement(table: IncidentTable, linked: IntArray) -> dict[str, float]:
+    """Where both labels are known; empty where none are."""
+    agreement = {}
+    for name, numbers in (("category", table.category), ("subcategory", table.subcategory)):
+        a, b = numbers[linked].T
+        known = (a != UNKNOWN) & (b != UNKNOWN)
+        if known.any():
+            agreement[name] = float(np.mean(a[known] == b[known]))
+    return agreement
+
+
+def _chance(classes: IntArray) -> float:
+    """That two incidents have the same label."""
+    shares: FloatArray = np.bincount(classes[classes != UNKNOWN]) / max((classes != UNKNOWN).sum(), 1)
+    return float((shares**2).sum())

@@ -132,7 +132,8 @@ def _train(job: Job, pipe: Pipe) -> str:
         on_start=on_start,
         on_checkpoint=lambda: pipe.send(_line("checkpoint")),
     )
-    return _line("result", **asdict(finetune(job.config, report, interruptions, job.memory).result))
+    cache = Path(job.cache) if job.cache else None
+    return _line("result", **asdict(finetune(job.config, report, interruptions, job.memory, cache).result))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

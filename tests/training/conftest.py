@@ -8,6 +8,7 @@ import torch
 
 from objectives.config import Columns
 from objectives.config import Incidents
+from objectives.config import Mining
 from objectives.config import Pairs
 from objectives.config import Training
 from objectives.config import TrialConfig
@@ -44,7 +45,8 @@ def config(incidents_csv: Path) -> TrialConfig:
     """Two epochs of 400 pairs, an evaluation at every 200 examples."""
     return TrialConfig(
         incidents=Incidents(path=str(incidents_csv), columns=Columns(duplicate_of="duplicate_of")),
-        pairs=Pairs(train=400, held_out=1000),
+        pairs=Pairs(held_out=1000),
+        mining=Mining(train_pairs=400),
         model=STATIC,
         training=Training(learning_rate=0.01, epochs=2, eval_every_examples=200),
     )

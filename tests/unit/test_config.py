@@ -63,7 +63,7 @@ def test_the_preset_is_written_out_for_the_kind_of_model(folder: Path, model: st
     [
         ("space: no_such\n", "no space 'no_such'; the presets are .*quick_wins"),
         ("training: {scale: 20}\n", "scale: both searched .space. and fixed .training."),
-        (RATE.replace("learning_rate", "learning_rte"), "space: no such training parameter: learning_rte"),
+        (RATE.replace("learning_rate", "learning_rte"), "space: no such parameter of training or mining: learning_rte"),
         ("space: 3\n", r"4: space"),
         (RATE.replace("low: 1e-5", "low: 1"), r"6: space.parameters.learning_rate.*low 1.0 must be below high 0.1"),
         (RATE.replace("low: 1e-5", "low: 0"), r"6: space.parameters.learning_rate.*must start above 0"),
@@ -76,6 +76,11 @@ def test_the_preset_is_written_out_for_the_kind_of_model(folder: Path, model: st
         ("pairs: {positive_share: 0.8, same_category_share: 0.3}\n", "4: pairs.*at most 1"),
         ("training:\n  patience: never\n", "5: training.patience"),
         ("training: {learning_rate: .inf}\n", "4: training.learning_rate"),
+        ("mining: {hard_negatives: bm25}\n", "4: mining.hard_negatives"),
+        ("mining: {train_pairs: 500001}\n", "4: mining.train_pairs"),
+        ("mining: {min_similarity: 0.9, max_similarity: 0.1}\n", "4: mining.*0.9 is not below max_similarity 0.1"),
+        ("labels: {small_classes: hide}\n", "4: labels.small_classes"),
+        ("labels: {near_text: 1.5}\n", "4: labels.near_text"),
     ],
     ids=lambda value: str(value).replace("\n", "|")[:32],
 )
@@ -115,6 +120,7 @@ CHANGES: dict[str, Any] = {
     "labels": {"near": 0.8},
     "splits": {"seed": 1},
     "pairs": {"seed": 1},
+    "mining": {"false_negatives": "mask"},
     "model": "other",
     "model_revision": "other",
     "max_seq_tokens": 64,

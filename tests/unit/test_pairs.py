@@ -14,17 +14,18 @@ from numpy.typing import ArrayLike
 from objectives.config import Columns
 from objectives.config import Incidents
 from objectives.config import Labels
+from objectives.config import Mining
 from objectives.config import Pairs
 from objectives.config import Splits
-from objectives.data import load_data
 from objectives.grades import grade
 from objectives.grades import make_ladder
 from objectives.incidents import IncidentTable
 from objectives.incidents import IntArray
 from objectives.incidents import read_incidents
+from objectives.mining import mine
+from objectives.nearness import NO_MODEL
 from objectives.pairs import held_out_pairs
 from objectives.pairs import split_incidents
-from objectives.pairs import train_pairs
 from objectives.reading import DataError
 
 COLUMNS = Columns(duplicate_of="duplicate_of")
@@ -50,6 +51,7 @@ def make_table(
         category_names=[],
         subcategory=np.array(subcategory),
         configuration_item=np.full(len(own), -1) if item is None else np.asarray(item),
+        assignment_group=np.full(len(own), -1),
         text_number=own if text is None else np.asarray(text),
         cluster=clusters,
         group=clusters,
@@ -204,56 +206,14 @@ def test_a_split_of_one_class_of_pairs_is_refused(category: list[int]) -> None:
         held_out_pairs(make_table(category, category), LADDER, np.arange(200), Pairs())
 
 
-@given(st.lists(st.tuples(st.integers(-1, 5), st.integers(0, 20)), min_size=8, max_size=60), st.integers(0, 99))
-@few
-def test_training_pairs_share_a_label_and_differ_in_text(rows: list[tuple[int, int]], seed: int) -> None:
-    subcategory, text = np.array(rows).T
-    table = make_table(subcategory // 2, subcategory, text=text)
-    try:
-        ends = train_pairs(table, np.arange(len(rows)), 200, seed)
-    except DataError:
-        known = {row for row in rows if row[0] >= 0}
-        assert len(known) == len({label for label, _ in known})  # indeed no label with two texts
-        return
-    a, b = ends.T
-    assert (text[a] != text[b]).all()
-    assert ((subcategory[a] == subcategory[b]) & (subcategory[a] >= 0)).all()
-    assert len(unordered(ends)) == len(ends)
-
-
-def test_linked_incidents_of_other_subcategories_are_training_pairs_too() -> None:
-    table = make_table([0, 1, 2, 3], [0, 1, 2, -1], cluster=[0, 0, 1, 1])
-    assert unordered(train_pairs(table, np.arange(4), 10, seed=0)) == {(0, 1), (2, 3)}
-
-
-def test_nothing_to_learn_from_is_refused() -> None:
-    with pytest.raises(DataError, match="nothing to learn from"):
-        train_pairs(make_table([0, 0, 0], [0, 1, 2]), np.arange(3), 100, seed=0)
-
-
-def test_pairs_are_a_function_of_the_seed() -> None:
-    table = large_table(2_000)
-    first, same, other = (train_pairs(table, np.arange(2_000), 500, seed) for seed in (0, 0, 1))
-    assert np.array_equal(first, same)
-    assert len(unordered(first) & unordered(other)) < 100
-
-
-def test_training_pairs_and_validation_pairs_have_no_incident_in_common(incidents_csv: Path) -> None:
-    data = load_data(
-        Incidents(path=str(incidents_csv), columns=COLUMNS), Labels(), Splits(), Pairs(train=2_000, held_out=1_000)
-    )
-    validation = np.concatenate([data.validation.anchors, data.validation.others])
-    assert not set(data.table.group[data.train.ravel()]) & set(data.table.group[validation])
-
-
 def test_twenty_thousand_pairs_of_forty_thousand_incidents_take_little_time_and_memory() -> None:
     table, members = large_table(), np.arange(40_000)
     tracemalloc.start()
     started = time.process_time()
-    ends = train_pairs(table, members, 20_000, seed=0)
+    ends = mine(table, LADDER, members, Mining(), 0, NO_MODEL).ends
     pairs = held_out_pairs(table, LADDER, members, Pairs(held_out=10_000))
     seconds, peak = time.process_time() - started, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (len(ends), len(pairs.grades)) == (20_000, 10_000)
-    assert seconds < 2
-    assert peak < 64e6  # all pairs of equal subcategory would take 128 MB
+    assert seconds < 5
+    assert peak < 300e6  # the similarities of all pairs would take 6.4 GB

@@ -10,9 +10,8 @@ import pytest
 from hpo.check_data import check_data
 from objectives.config import Columns
 from objectives.config import Incidents
-from objectives.config import Labels
 from objectives.config import Pairs
-from objectives.config import Splits
+from objectives.config import TrialConfig
 from objectives.demo_incidents import write_demo_incidents
 from objectives.reading import DataError
 from objectives.statistics import statistics
@@ -33,7 +32,7 @@ def planted(tmp_path: Path) -> Path:
 
 def test_statistics_are_those_of_the_file(planted: Path) -> None:
     incidents = Incidents(path=str(planted), columns=Columns(duplicate_of="duplicate_of"))
-    found = statistics(incidents, Labels(), Splits(), Pairs(held_out=100))
+    found = statistics(TrialConfig(incidents=incidents, pairs=Pairs(held_out=100), model="none"))
     assert (found.rows, found.incidents, found.categories) == (101, 100, {"even": 50, "odd": 50})
     assert (found.subcategories, found.small_subcategories) == (4, 0)
     assert (found.equal_texts, found.duplicates) == (100, 7)
@@ -45,7 +44,7 @@ def test_statistics_are_those_of_the_file(planted: Path) -> None:
 
 def test_what_is_printed_fits_into_eighty_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_demo_incidents(tmp_path / "incidents.csv", 2_000, seed=0)
-    check_data(tmp_path / "incidents.csv", "servicenow", as_json=False)
+    check_data(str(tmp_path / "incidents.csv"), "servicenow", None, as_json=False)
     printed = capsys.readouterr().out
     assert printed.startswith("2,000 incidents of 2,000 rows; 0 lack text or category\n")
     assert "linked duplicates agree in category" in printed
@@ -54,7 +53,7 @@ def test_what_is_printed_fits_into_eighty_columns(tmp_path: Path, capsys: pytest
 
 def test_json_holds_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_demo_incidents(tmp_path / "incidents.csv", 1_000, seed=0)
-    check_data(tmp_path / "incidents.csv", None, as_json=True)
+    check_data(str(tmp_path / "incidents.csv"), None, None, as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert (found["rows"], found["incidents"]) == (1000, 1000)
 
@@ -62,4 +61,4 @@ def test_json_holds_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_export_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "incidents.csv").write_text("a,b\n1\n")
     with pytest.raises(DataError, match="csv:1: no column"):
-        check_data(tmp_path / "incidents.csv", None, as_json=False)
+        check_data(str(tmp_path / "incidents.csv"), None, None, as_json=False)

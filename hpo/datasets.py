@@ -1,0 +1,57 @@
+"""The incidents of a study on this box: kept as they were read, and fetched by hash where the export does not lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hpo.errors import SetupError
+from objectives.cache import keep
+from objectives.cache import place
+from objectives.config import Incidents
+from objectives.incidents import cache_key
+from objectives.incidents import check_sha256
+from objectives.incidents import kept_incidents
+from storage.embedded import default_home
+from storage.native import PostgresStorage
+
+LARGEST_BYTES = 256 << 20  # a larger one stays where it is: give incidents.path as a URL that all boxes reach
+
+
+def cache_folder() -> Path:
+    return default_home() / "cache"
+
+
+def to_store(incidents: Incidents) -> bytes | None:
+    """What the database is to hold, so that a worker needs nothing else; None where it is too much."""
+    content = kept_incidents(incidents, cache_folder())
+    return content if len(content) <= LARGEST_BYTES else None
+
+
+def fetch(storage: PostgresStorage | None, incidents: Incidents) -> None:
+    """Sees that this box has what was read from the export. Raises DataError, SetupError."""
+    file = place(cache_folder(), *cache_key(incidents))
+    if file.exists():
+        return
+    content = storage.fetch_dataset(incidents.dataset) if storage and incidents.dataset else None
+    if content is None:
+        kept_incidents(incidents, cache_folder())
+    else:
+        keep(cache_folder(), *cache_key(incidents), content)
+    if not file.exists():
+        raise SetupError(f"{cache_folder()} cannot be written to, or its disk is full; set HPO_HOME to another folder")
+
+
+def for_training(storage: PostgresStorage | None, incidents: Incidents) -> None:
+    """An export that has changed is refused; one that is not there is found by its hash. Raises DataError."""
+    if "://" not in incidents.path and Path(incidents.path).exists():
+        check_sha256(incidents)
+    fetch(storage, incidents)
+
+
+def clean() -> int:
+    """Removes what this box has kept of exports and pairs; returns its bytes. It is made anew when needed."""
+    files = list(cache_folder().iterdir()) if cache_folder().exists() else []
+    size = sum(file.stat().st_size for file in files)
+    for file in files:
+        file.unlink(missing_ok=True)
+    return size
