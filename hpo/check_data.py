@@ -68,5 +68,5 @@ def _agreement(found: Statistics) -> list[str]:
         return []
     agreed = ", ".join(f"{name} {share:.0%}" for name, share in found.agreement.items())
     limits = ", ".join(f"{metric} {value:.2f}" for metric, value in found.noise_ceilings.items())
-    noise = [f"such label noise allows about: {limits}"] if limits else []
+    noise = [f"if they differ by chance, labels allow no more than about {limits}"] if limits else []
     return [f"{found.repeated:,} pairs of linked duplicates agree in {agreed}", *noise]

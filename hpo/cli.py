@@ -195,7 +195,7 @@ def clean() -> None:
     """
     from hpo.datasets import clean as clean_cache
 
-    print(f"removed {clean_cache() / 2**20:,.0f} MiB")
+    print(f"removed {clean_cache() / 2**20:,.1f} MiB")
 
 
 @app.command("demo-data")

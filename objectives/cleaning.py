@@ -12,16 +12,15 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
+from ruamel.yaml import YAML
+
+LISTS = Path(__file__).with_name("cleaning_words.yaml")
 KINDS = ("email", "phone", "ip", "url", "host", "id", "person")
 
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-BREAKS = _words("""address article blockquote br dd div dl dt fieldset footer form h1 h2 h3 h4 h5 h6 header hr li
-ol p pre section table tbody tfoot thead title tr ul""")
+WORDS = {use: frozenset(words.split()) for use, words in YAML(typ="safe").load(LISTS).items()}
+BREAKS = WORDS["tags_that_break_lines"]
 INLINE = (
     r"a|abbr|b|base|big|body|center|code|col|colgroup|del|em|figure|font|head|html|i|iframe|img|ins|label|link|"
     r"main|meta|nav|s|script|small|span|strike|strong|style|sub|sup|td|th|tt|u|wbr|xml|[ovw]:\w+"
@@ -129,34 +128,9 @@ TOLD = {  # what a word before it says a number is; "count" is a number of anyth
     "count": r"[0-9]{4,}(?![\w.,])",
 }
 TOLD_SHAPE = {cue: re.compile(shape) for cue, shape in TOLD.items()}
-CUES = {
-    "version": """v ver vers version versions versionen versión versione build firmware driver treiber rev revision""",
-    "code": """error errors errorcode err event code fehler fehlercode fehlernummer erreur port""",
-    "phone": """tel telephone telefon telefonnummer téléphone teléfono telefono phone fon fax mobile mobil móvil
-portable cell handy whatsapp call reach dial ext extension durchwahl dw rufnummer rückruf hotline""",
-    "id": """serial sn asset tag inventory imei badge user username userid login account benutzer benutzername
-kennung seriennummer inventarnummer personalnummer kundennummer identifiant utilisateur matricule
-usuario id""",
-    "count": """ticket incident inc req ritm chg prb task sctask employee personnel customer number no nr nummer numéro
-número""",
-}
-CUE = {word: cue for cue, words in CUES.items() for word in words.split()}
-BETWEEN = _words("number no nr nummer id name code tag is ist me us back to and or at on under unter")
-ROLES = _words("""
-dr mr mrs ms prof ing dipl phd msc mba herr frau admin administrator system service desk support helpdesk help team
-user guest account integration external extern contractor consultant manager group test unknown none null
-""")
-ORDINARY = ROLES | _words("""
-and the van von der den del des dos las los bin able art baker banks barber bell best bill bishop black bond book
-booth box bridge brown bush case cash chance chase church close cloud cook court cross dale day dean dell drive early
-english faith field fields fish flood ford forest fox frank free french friend gates german gold good grace grant gray
-green grey guest guy hall hand hard head heath hill hope house hunt job joy just key keys king knight lake land lane
-law little lock long love low major mark marks marsh mason match max may miles mills moon new noon north old page park
-parks pass pool porter post potter power powers price print queen rain ray read reading rice rich ring rivers rock
-root rose rush sales salt sand school sharp shell short silver small smart snow south speed spring star steel stone
-storm street strong summer sun swift table temple tower town tree turner wall ward water waters way weeks wells west
-wheel white will win windows winter wise wood woods word work worth young office outlook
-""")
+CUE = {word: use.removeprefix("cue_") for use, words in WORDS.items() if use.startswith("cue_") for word in words}
+BETWEEN, ROLES = WORDS["between"], WORDS["roles"]
+ORDINARY = ROLES | WORDS["ordinary"]
 UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ø": "oe", "å": "aa"})
 EDGES = ".,;:!?()\"'<>"
 SPACED = {code: " " for code in range(128) if not chr(code).isalpha()}

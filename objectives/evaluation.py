@@ -104,20 +104,26 @@ def ceilings(grades: FloatArray, positive_grade: float) -> dict[MetricName, floa
     }
 
 
-def noise_ceilings(agreement: float, chance: float, positive_share: float) -> dict[MetricName, float]:
+def noise_ceilings(
+    agreement: float, class_shares: FloatArray, positive_share: float, sure_share: float = 0.0
+) -> dict[MetricName, float]:
     """What a model that knows the true class could score against labels that are not all true.
 
-    agreement: how often two labels of the same thing are equal; chance: of any two things. If a label is drawn anew, by
-    the classes' shares, whenever it is not true, these say how often a pair is truly of one class, given its label. The
-    model tells two kinds of pairs apart, truly alike and not; its scores follow from the four shares.
+    agreement: how often two labels of one thing are equal. A label that is not true is taken to be drawn by the shares
+    of the classes; then it says how often a pair is truly of one class, given its label. The model tells two kinds of
+    pairs apart, truly alike and not, and its scores follow from four shares. sure_share: of all pairs, those that are
+    positives by more than their labels.
     """
-    agreement = max(agreement, chance)  # below, labels say nothing
-    by_chance = chance * (1 - agreement) / (1 - chance)  # truly alike though labelled otherwise
-    alike = np.array([(1 - positive_share) * by_chance, positive_share * agreement])
+    chance = float((class_shares**2).sum())  # that any two labels are equal
+    true = np.sqrt(max(agreement - chance, 0.0) / max(1 - chance, 1e-9))  # of all labels
+    one_wrong = 2 * true * (1 - true) * (class_shares**3).sum() / chance
+    agreed = true**2 + one_wrong + (1 - true) ** 2 * chance  # by pairs that are truly alike
+    by_chance = chance * (1 - agreed) / max(1 - chance, 1e-9)  # truly alike though labelled otherwise
+    alike = np.array([(1 - positive_share) * by_chance, sure_share + (positive_share - sure_share) * agreed])
     other = np.array([1 - positive_share, positive_share]) - alike
     ranking = rank_pairs(np.array([0.0, 0.0, 1.0, 1.0]), np.array([0.0, 1.0, 0.0, 1.0]), 1.0)
     found = score(ranking, np.concatenate([other, alike]) * WHOLE)
-    return {metric: found[metric] for metric in ("roc_auc", "pr_auc", "f1")}
+    return {metric: found[metric] for metric in ("pr_auc", "f1")}
 
 
 def spearman_ceiling(labels: FloatArray) -> float:

@@ -25,6 +25,8 @@ from objectives.reading import DataError
 OVERSAMPLING = 4  # draws per wanted pair: repeats and wrong grades are thrown away
 POOL = 50_000  # incidents among which those alike are looked for: the cost stays linear
 SPLITS = ("train", "validation", "test")
+# An interval is as narrow as there are incidents, and each is encoded at every evaluation: 15,000 make it about 0.01.
+MOST_INCIDENTS, PAIRS_PER_INCIDENT = 15_000, 15
 HARD_NEGATIVES = 8  # per anchor of a held-out pair
 
 
@@ -64,20 +66,22 @@ def held_out_pairs(table: IncidentTable, ladder: Ladder, members: IntArray, conf
     Raises DataError if a class has no pair.
     """
     rng = np.random.default_rng(config.seed)
-    hard = _hard_pairs(table, members, config, rng)
+    members = _whole_groups(table.group, members, rng)
+    size = min(config.held_out, PAIRS_PER_INCIDENT * len(members))
+    hard = _hard_pairs(table, members, round(config.hard_share * size), rng)
     hard_grades = grade(table, ladder, *hard.T)
 
     def draw(tie: str, level: float) -> IntArray:
-        ends = tied_pairs(table, ladder, tie, members, config.held_out * OVERSAMPLING, rng)
+        ends = tied_pairs(table, ladder, tie, members, size * OVERSAMPLING, rng)
         ends = _stratified(ends[grade(table, ladder, *ends.T) == level], table.category)
         if level >= ladder.positive:
             return ends
         return distinct(_mixed([hard[hard_grades == level], ends], [config.hard_share, 1 - config.hard_share]))
 
     pools = {tie: draw(tie, level) for tie, level in [*reversed(ladder.grades.items()), ("", 0.0)]}
-    positives = share_out([pools.pop(tie) for tie in ladder.positives], round(config.positive_share * config.held_out))
+    positives = share_out([pools.pop(tie) for tie in ladder.positives], round(config.positive_share * size))
     far, near = pools.pop(""), list(pools.values())
-    ends = _with_shares([positives, _mixed([hard[:0], *near], [0, *map(len, near)]), far], config)
+    ends = _with_shares([positives, _mixed([hard[:0], *near], [0, *map(len, near)]), far], size, config)
     return GradedPairs(ends[:, 0], ends[:, 1], grade(table, ladder, *ends.T))
 
 
@@ -134,9 +138,16 @@ def distinct(ends: IntArray) -> IntArray:
     return ends[np.sort(first)]
 
 
-def _hard_pairs(table: IncidentTable, members: IntArray, config: Pairs, rng: np.random.Generator) -> IntArray:
+def _whole_groups(group: IntArray, members: IntArray, rng: np.random.Generator) -> IntArray:
+    """At most about MOST_INCIDENTS."""
+    place = rng.permutation(group.max() + 1)[group[members]]
+    sizes = np.bincount(place)
+    before = np.cumsum(sizes) - sizes
+    return members[before[place] < MOST_INCIDENTS]
+
+
+def _hard_pairs(table: IncidentTable, members: IntArray, wanted: int, rng: np.random.Generator) -> IntArray:
     """Alike in words, and not by their labels; (pairs, 2)."""
-    wanted = round(config.hard_share * config.held_out)
     if not wanted or len(members) < 2:
         return np.empty((0, 2), dtype=np.int64)
     anchors, pool = (rng.permutation(members)[:most] for most in (max(wanted, HARD_NEGATIVES), POOL))
@@ -160,12 +171,12 @@ def _mixed(pools: Sequence[IntArray], shares: Sequence[float]) -> IntArray:
     return np.concatenate(pools)[np.argsort(np.concatenate(places), kind="stable")]
 
 
-def _with_shares(pools: list[IntArray], config: Pairs) -> IntArray:
+def _with_shares(pools: list[IntArray], size: int, config: Pairs) -> IntArray:
     """The first pairs of (positives, same category, other category) in their shares; an empty middle leaves its own."""
     positives, near, far = pools
     if not len(positives) or not len(far):
         raise DataError("a held-out split has no positive or no negative pair; hold out more or map other columns")
     middle = config.same_category_share if len(near) else 0.0
     shares = [config.positive_share, middle, 1 - config.positive_share - middle]
-    total = min([config.held_out, *(len(pool) / share for pool, share in zip(pools, shares, strict=True) if share)])
+    total = min([size, *(len(pool) / share for pool, share in zip(pools, shares, strict=True) if share)])
     return np.concatenate([pool[: int(share * total + 1e-9)] for pool, share in zip(pools, shares, strict=True)])

@@ -22,7 +22,7 @@ from typing import cast
 
 MAX_FIELD_CHARACTERS = 1 << 20
 DELIMITERS = (",", ";", "\t", "|")
-BATCH_ROWS = 10_000
+BATCH_ROWS = 2_000
 LONGEST_NAME = 60
 Row = tuple[int, list[str]]  # line of the file, or row of the sheet, and its fields
 
@@ -37,6 +37,8 @@ def at_hand(path: str) -> Path:
     """The file, or a copy of what a URL leads to, which goes with the process. Raises DataError."""
     if "://" not in path:
         return Path(path)
+    if re.match(r"\w+://[^/]*@", path):
+        raise DataError("incidents.path: a URL must hold no password, as it is written to files that people read")
     import fsspec
 
     try:

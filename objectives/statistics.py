@@ -61,6 +61,7 @@ def statistics(config: TrialConfig, cache: Path | None = None) -> Statistics:
     linked = _linked(table)
     agreement = _agreement(table, linked)
     share = float((grades >= data.ladder.positive).mean())
+    sure = float((grades == data.ladder.grades.get("duplicate")).mean())
     return Statistics(
         rows=len(table) + table.dropped,
         incidents=len(table),
@@ -82,7 +83,7 @@ def statistics(config: TrialConfig, cache: Path | None = None) -> Statistics:
         train_pairs=None if needs_model(config.mining) else len(train_pairs(data, config, cache).ends),
         held_out_grades=dict(zip(levels.tolist(), counts.tolist(), strict=True)),
         ceilings=ceilings(grades, data.ladder.positive),
-        noise_ceilings=noise_ceilings(agreement["subcategory"], _chance(table.subcategory), share)
+        noise_ceilings=noise_ceilings(agreement["subcategory"], _shares(table.subcategory), share, sure)
         if len(linked) >= REPEATED and "subcategory" in agreement
         else {},
     )
@@ -126,7 +127,6 @@ def _agreement(table: IncidentTable, linked: IntArray) -> dict[str, float]:
     return agreement
 
 
-def _chance(classes: IntArray) -> float:
-    """That two incidents have the same label."""
-    shares: FloatArray = np.bincount(classes[classes != UNKNOWN]) / max((classes != UNKNOWN).sum(), 1)
-    return float((shares**2).sum())
+def _shares(classes: IntArray) -> FloatArray:
+    sizes = np.bincount(classes[classes != UNKNOWN]).astype(np.float64)
+    return np.asarray(sizes / sizes.sum())

@@ -6,6 +6,7 @@ from hypothesis import assume
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
+from scipy.stats import rankdata
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score
 from sklearn.metrics import roc_auc_score
@@ -17,6 +18,7 @@ from objectives.evaluation import IntArray
 from objectives.evaluation import Ranking
 from objectives.evaluation import bootstrap_intervals
 from objectives.evaluation import ceilings
+from objectives.evaluation import noise_ceilings
 from objectives.evaluation import rank_pairs
 from objectives.evaluation import score
 from objectives.evaluation import spearman_ceiling
@@ -153,3 +155,36 @@ def test_intervals_of_a_single_positive_pair_are_finite() -> None:
 def test_the_threshold_separates_adjacent_doubles() -> None:
     low, high = np.nextafter(0.3, 0), 0.3
     assert score(rank_pairs(np.array([low, high]), np.array([0.0, 1.0]), 0.5))["threshold"] == high
+
+
+def test_spearman_ceilings_are_those_of_brute_force_on_a_hundred_label_sets() -> None:
+    """A perfect ranking puts labels in their order and ties nothing."""
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        labels = np.sort(rng.choice(rng.random(rng.integers(2, 6)), rng.integers(10, 300)))
+        if labels[0] < labels[-1]:
+            x, y = (rankdata(values) - (len(labels) + 1) / 2 for values in (np.arange(len(labels)), labels))
+            brute = float(x @ y / np.sqrt((x @ x) * (y @ y)))
+            assert spearman_ceiling(labels) == pytest.approx(brute, abs=1e-9)
+
+
+@pytest.mark.parametrize(("quality", "share"), [(1.0, 0.135), (0.9, 0.135), (0.6, 0.3)])
+def test_noise_ceilings_are_what_knowing_the_true_class_scores(quality: float, share: float) -> None:
+    """Labels are redrawn for 1 - quality of the incidents; the truth is then scored against the labels."""
+    rng = np.random.default_rng(0)
+    shares = np.array([0.4, 0.3, 0.2, 0.1])
+
+    def labelled(truth: IntArray) -> IntArray:
+        return np.where(rng.random(truth.shape) < quality, truth, rng.choice(4, truth.shape, p=shares))
+
+    truth = rng.choice(4, (2, 2_000_000), p=shares)
+    labels = labelled(truth)
+    positive = labels[0] == labels[1]
+    wanted = min(positive.sum() / share, (~positive).sum() / (1 - share))
+    chosen = np.concatenate([np.flatnonzero(positive)[: int(wanted * share)],
+                             np.flatnonzero(~positive)[: int(wanted * (1 - share))]])  # fmt: skip
+    similar, grades = (truth[0] == truth[1])[chosen].astype(float), positive[chosen].astype(float)
+    scored = score(rank_pairs(similar, grades, 1.0))
+    agreement = float(np.mean(labelled(np.resize(truth[0], 500_000)) == labelled(np.resize(truth[0], 500_000))))
+    ceiling = noise_ceilings(agreement, shares, share)
+    assert {metric: scored[metric] for metric in ceiling} == pytest.approx(ceiling, abs=0.004)
