@@ -37,27 +37,34 @@ def near_duplicate_links(texts: Sequence[str], threshold: float = 0.7, seed: int
     first: dict[str, int] = {}
     same = np.array([first.setdefault(text, i) for i, text in enumerate(bare)], dtype=np.int64)
     copies = np.flatnonzero(same != np.arange(len(same)))
-    near = _links(list(first), threshold, seed) if first else np.empty((0, 2), dtype=np.int64)
-    return np.concatenate([np.stack([same[copies], copies], axis=1), np.fromiter(first.values(), np.int64)[near]])
+    numbers = np.fromiter(first.values(), np.int64)
+    near = _links(first, threshold, seed) if first else np.empty((0, 2), dtype=np.int64)
+    return np.concatenate([np.stack([same[copies], copies], axis=1), numbers[near]])
 
 
-def _links(texts: list[str], threshold: float, seed: int) -> IntArray:
-    """The strongest links that join distinct texts to trees below the cap."""
+def _links(first: dict[str, int], threshold: float, seed: int) -> IntArray:
+    """The strongest links that join distinct texts to trees below the cap. Empties `first`: they are many."""
+    texts = list(first)
+    first.clear()
     parts = [_sketch(texts[start : start + CHUNK], seed) for start in range(0, len(texts), CHUNK)]
-    trigrams, counts, buckets = (np.concatenate(part) for part in zip(*parts, strict=True))
+    size = len(texts)
+    texts.clear()
+    columns = list(zip(*parts, strict=True))
+    parts.clear()
+    buckets, counts, trigrams = (np.concatenate(columns.pop()) for _ in range(3))
     ends = np.concatenate([[0], np.cumsum(counts)])
-    sets = csr_array((np.ones(len(trigrams), dtype=np.bool_), trigrams, ends), shape=(len(texts), 1 << HASH_BITS))
+    sets = csr_array((np.ones(len(trigrams), dtype=np.bool_), trigrams, ends), shape=(size, 1 << HASH_BITS))
     pairs, similarity = np.empty(0, dtype=np.int64), np.empty(0)
     for band in range(BANDS):
         new = _proposed(buckets[:, band], buckets[:, band - 1])
         new = new[~np.isin(new, pairs, assume_unique=True)]
-        found = _similarity(sets, *np.divmod(new, len(texts)))
+        found = _similarity(sets, *np.divmod(new, size))
         pairs = np.concatenate([pairs, new[found >= threshold]])
         similarity = np.concatenate([similarity, found[found >= threshold]])
-    links = np.stack(np.divmod(pairs[np.lexsort((pairs, -similarity))], len(texts)), axis=1)
-    trees, cap = DisjointSet(links.ravel().tolist()), max(SMALLEST_CAP, int(LARGEST_SHARE * len(texts)))
-    size = trees.subset_size
-    kept = [link for link in links.tolist() if size(link[0]) + size(link[1]) <= cap and trees.merge(*link)]
+    links = np.stack(np.divmod(pairs[np.lexsort((pairs, -similarity))], size), axis=1)
+    trees, cap = DisjointSet(links.ravel().tolist()), max(SMALLEST_CAP, int(LARGEST_SHARE * size))
+    members = trees.subset_size
+    kept = [link for link in links.tolist() if members(link[0]) + members(link[1]) <= cap and trees.merge(*link)]
     return np.array(kept, dtype=np.int64).reshape(-1, 2)
 
 

@@ -14,6 +14,8 @@ from objectives.config import Memory
 from objectives.config import Mining
 from objectives.config import Training
 from objectives.config import TrialConfig
+from objectives.data import load_data
+from objectives.data import train_pairs
 from objectives.finetune import finetune
 from objectives.incidents import IntArray
 from objectives.models import encode
@@ -117,3 +119,17 @@ def test_trial_with_every_choice_that_is_cut_short_goes_on_bit_for_bit(config: T
     assert resumed.result == undisturbed.result
     weights, same = (done.encoder.model.state_dict() for done in (undisturbed, resumed))
     assert all(torch.equal(weights[name], same[name]) for name in weights)
+
+
+def test_altered_anchors_are_a_share_of_the_pairs_and_keep_their_labels(config: TrialConfig) -> None:
+    data = load_data(config)
+    plain, found = (
+        train_pairs(data, config.model_copy(update={"mining": Mining(train_pairs=400, augmentation=kind)}))
+        for kind in ("off", "word_dropout")
+    )
+    anchors, texts = found.ends[:, 0], data.table.texts
+    assert sorted(anchors[anchors >= len(texts)] - len(texts)) == list(range(120)) == list(range(len(found.altered)))
+    assert np.array_equal(np.concatenate([np.arange(len(texts)), found.sources])[anchors], plain.ends[:, 0])
+    assert np.isin(found.sources, data.splits["train"]).all()
+    for new, old in zip(found.altered, found.sources, strict=True):
+        assert set(new.split()) < set(texts[old].split())

@@ -14,6 +14,7 @@ from hpo.config import searched
 from hpo.config import trial_config
 from hpo.errors import InputError
 from hpo.yamlfile import read_yaml
+from objectives.config import Mining
 from objectives.config import Training
 from objectives.incidents import file_sha256
 from objectives.reading import DataError
@@ -157,4 +158,10 @@ def test_a_trial_trains_with_its_parameters_over_the_files(folder: Path) -> None
 def test_every_preset_holds_values_that_a_trial_accepts(folder: Path, name: str, kind: str) -> None:
     file = read(folder, SMALL + f"model: {kind}:x\nspace: {name}\n")
     for values in [*edges(searched(file).parameters), *searched(file).baselines.values()]:
-        assert trial_config(file, values, number=0).training.model_dump().items() >= values.items()
+        config = trial_config(file, values)
+        assert (config.training.model_dump() | config.mining.model_dump()).items() >= values.items()
+
+
+def test_no_name_is_both_of_training_and_of_mining() -> None:
+    """A space tells them apart by their names alone."""
+    assert not Training.model_fields.keys() & Mining.model_fields.keys()

@@ -177,7 +177,7 @@ def test_noise_ceilings_are_what_knowing_the_true_class_scores(quality: float, s
     def labelled(truth: IntArray) -> IntArray:
         return np.where(rng.random(truth.shape) < quality, truth, rng.choice(4, truth.shape, p=shares))
 
-    truth = rng.choice(4, (2, 2_000_000), p=shares)
+    truth = rng.choice(4, (2, 400_000), p=shares)
     labels = labelled(truth)
     positive = labels[0] == labels[1]
     wanted = min(positive.sum() / share, (~positive).sum() / (1 - share))
@@ -185,6 +185,6 @@ def test_noise_ceilings_are_what_knowing_the_true_class_scores(quality: float, s
                              np.flatnonzero(~positive)[: int(wanted * (1 - share))]])  # fmt: skip
     similar, grades = (truth[0] == truth[1])[chosen].astype(float), positive[chosen].astype(float)
     scored = score(rank_pairs(similar, grades, 1.0))
-    agreement = float(np.mean(labelled(np.resize(truth[0], 500_000)) == labelled(np.resize(truth[0], 500_000))))
+    agreement = float(np.mean(labelled(truth[0]) == labelled(truth[0])))
     ceiling = noise_ceilings(agreement, shares, share)
-    assert {metric: scored[metric] for metric in ceiling} == pytest.approx(ceiling, abs=0.004)
+    assert {metric: scored[metric] for metric in ceiling} == pytest.approx(ceiling, abs=0.006)
