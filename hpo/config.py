@@ -33,6 +33,7 @@ from objectives.config import Training
 from objectives.config import TrialConfig
 from objectives.evaluation import METRICS
 from objectives.evaluation import MetricName
+from objectives.incidents import check_sha256
 from objectives.incidents import file_sha256
 from objectives.presets import preset_columns
 from objectives.reading import at_hand
@@ -221,6 +222,7 @@ def _check_trainable(path: Path, section: BaseModel, values: Mapping[str, Value]
 def whole_incidents(incidents: Incidents, folder: Path) -> Incidents:
     path = incidents.path if "://" in incidents.path else str((folder / incidents.path).resolve())
     file = at_hand(path)
+    check_sha256(incidents.model_copy(update={"path": str(file)}))
     change: dict[str, Any] = {"path": path, "sha256": file_sha256(file)}
     if incidents.preset is not None:
         change |= {"preset": None, "columns": preset_columns(file, incidents.encoding, incidents.preset)}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from hpo.connect import storage_url
 from hpo.errors import SetupError
 from objectives.cache import keep
-from objectives.cache import place
+from objectives.cache import lookup
 from objectives.config import Incidents
 from objectives.incidents import cache_key
 from objectives.incidents import check_sha256
@@ -29,23 +31,28 @@ def to_store(incidents: Incidents) -> bytes | None:
 
 def fetch(storage: PostgresStorage | None, incidents: Incidents) -> None:
     """Sees that this box has what was read from the export. Raises DataError, SetupError."""
-    file = place(cache_folder(), *cache_key(incidents))
-    if file.exists():
+    if _is_here(incidents):
         return
     content = storage.fetch_dataset(incidents.dataset) if storage and incidents.dataset else None
     if content is None:
         kept_incidents(incidents, cache_folder())
     else:
         keep(cache_folder(), *cache_key(incidents), content)
-    if not file.exists():
+    if not _is_here(incidents):
         raise SetupError(f"{cache_folder()} cannot be written to, or its disk is full; set HPO_HOME to another folder")
 
 
-def for_training(storage: PostgresStorage | None, incidents: Incidents) -> None:
+def for_training(incidents: Incidents) -> None:
     """An export that has changed is refused; one that is not there is found by its hash. Raises DataError."""
-    if "://" not in incidents.path and Path(incidents.path).exists():
+    if "://" in incidents.path or Path(incidents.path).exists():
         check_sha256(incidents)
-    fetch(storage, incidents)
+        fetch(None, incidents)
+    else:
+        fetch(PostgresStorage(storage_url()) if "HPO_STORAGE" in os.environ else None, incidents)
+
+
+def _is_here(incidents: Incidents) -> bool:
+    return lookup(cache_folder(), *cache_key(incidents)) is not None
 
 
 def clean() -> int:

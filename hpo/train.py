@@ -12,7 +12,6 @@ import optuna
 
 from hpo.config import StudyFile
 from hpo.config import trial_config
-from hpo.connect import storage_url
 from hpo.datasets import cache_folder
 from hpo.datasets import fetch as fetch_incidents
 from hpo.datasets import for_training
@@ -40,7 +39,7 @@ def train_from_file(path: Path, out: Path) -> None:
     config = job.config
     if out.exists():
         raise InputError(f"{out} exists; give another folder, or remove it")
-    for_training(PostgresStorage(storage_url()) if "HPO_STORAGE" in os.environ else None, config.incidents)
+    for_training(config.incidents)
     load_data(config, cache_folder())  # bad input is found before torch is loaded
     fetch(config.model, config.model_revision)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -67,7 +67,12 @@ def train_pairs(data: Data, config: TrialConfig, cache: Path | None = None, enco
     decided_by = config.model_dump(mode="json", include={"labels", "splits", "mining"}) | {"seed": config.pairs.seed}
     try:
         return mining.from_bytes(
-            cached(cache, "pairs", [mining.MINER, cache_key(config.incidents), decided_by, model], make)
+            cached(
+                cache if config.incidents.sha256 else None,
+                "pairs",
+                [mining.MINER, cache_key(config.incidents), decided_by, model],
+                make,
+            )
         )
     except DataError as error:
         raise DataError(f"{config.incidents.path}: {error}") from None

@@ -70,7 +70,7 @@ def load_incidents(config: Incidents, cache: Path | None = None) -> IncidentTabl
 
 
 def kept_incidents(config: Incidents, cache: Path | None) -> bytes:
-    return cached(cache, *cache_key(config), lambda: to_parquet(read_incidents(config)))
+    return cached(cache if config.sha256 else None, *cache_key(config), lambda: to_parquet(read_incidents(config)))
 
 
 def cache_key(config: Incidents) -> tuple[str, Any]:
@@ -85,10 +85,9 @@ def read_incidents(config: Incidents) -> IncidentTable:
 
 
 def check_sha256(config: Incidents) -> None:
-    sha256 = file_sha256(at_hand(config.path))
-    if config.sha256 not in (None, sha256):
+    if config.sha256 is not None and (found := file_sha256(at_hand(config.path))) != config.sha256:
         raise DataError(
-            f"{config.path}: SHA-256 is {sha256[:12]}…, the study was created with {str(config.sha256)[:12]}…"
+            f"{config.path}: SHA-256 is {found[:12]}…, expected {config.sha256[:12]}…: the data have changed"
         )
 
 

@@ -24,6 +24,7 @@ Barred = Callable[[IntArray, IntArray], BoolArray]  # of numbers of texts, by br
 WORDS = {"token_pattern": r"(?u)\b\w\w+\b", "alternate_sign": False, "norm": None, "dtype": np.float32}
 COMMON = 0.1  # a word in more than this share of the texts tells little and costs most of the time
 LITTLE, BARRED = 1e-5, -2  # beside similarities
+FEW = 10  # texts in which a word is not common in any case
 CHUNK = 256  # texts at a time, each against the whole pool
 
 
@@ -46,7 +47,7 @@ def make_vectors(kind: Kind, texts: Sequence[str], numbers: IntArray, encode: En
         return Vectors(numbers, encode(numbers), kind)
     counts = HashingVectorizer(binary=kind == "jaccard", **WORDS).transform(texts[number] for number in numbers)
     uses = np.bincount(counts.indices, minlength=counts.shape[1])
-    counts = counts[:, (uses > 0) & (uses <= max(COMMON * len(numbers), 1))]
+    counts = counts[:, (uses > 0) & (uses <= max(COMMON * len(numbers), FEW))]
     weighted = TfidfTransformer(sublinear_tf=True).fit_transform(counts) if kind == "tfidf" and counts.nnz else counts
     return Vectors(numbers, weighted, kind)
 

@@ -64,7 +64,8 @@ def read_rows(path: Path, encoding: str) -> Iterator[Row]:
         line = _first_wrong_line(path, encoding)
         raise DataError(f"{path}:{line}: not {encoding.upper()}; declare its encoding in incidents.encoding") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise DataError(f"{path}: cannot be read ({reason})") from None
 
 
 def in_words(header: list[str]) -> str:
