@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -220,7 +221,7 @@ def _check_trainable(path: Path, section: BaseModel, values: Mapping[str, Value]
 
 
 def whole_incidents(incidents: Incidents, folder: Path) -> Incidents:
-    path = incidents.path if "://" in incidents.path else str((folder / incidents.path).resolve())
+    path = incidents.path if "://" in incidents.path else os.path.realpath(folder / incidents.path)
     file = at_hand(path)
     check_sha256(incidents.model_copy(update={"path": str(file)}))
     change: dict[str, Any] = {"path": path, "sha256": file_sha256(file)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -126,7 +127,7 @@ def _pick(fields: Fields, columns: Columns) -> Fields:
 def _check_date(path: Path, line: int, text: str, form: str | None) -> None:
     try:
         _seconds(text, form)
-    except ValueError:
+    except (ValueError, OverflowError, re.error):  # the last for a form that names a part twice
         expected = f"a date as {form!r}" if form else "an ISO 8601 date; name its form in columns.opened_format"
         raise DataError(f"{path}:{line}: found {text!r}, expected {expected}") from None
 

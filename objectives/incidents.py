@@ -57,6 +57,8 @@ class IncidentTable:
 
 
 def file_sha256(path: Path) -> str:
+    if path.is_fifo():
+        raise DataError(f"{path}: a pipe can be read only once; give a file")
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import re
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -93,7 +94,7 @@ def _delimited(path: Path, file: IO[bytes], encoding: str) -> Iterator[Row]:
             for fields in reader:
                 if header and fields and len(fields) != len(header):  # a blank line has none
                     raise DataError(f"{path}:{line}: found {len(fields)} fields, the header has {len(header)}")
-                if fields and fields != header:  # exports that were put together repeat it
+                if any(fields) and fields != header:  # exports that were put together repeat it
                     yield line, fields
                 header, line = header or fields, reader.line_num + before
         except csv.Error as error:
@@ -104,10 +105,17 @@ def _excel(path: Path, file: IO[bytes]) -> Iterator[Row]:
     """The first sheet; columns without a heading do not count."""
     import openpyxl
 
+    warnings.filterwarnings("ignore", category=UserWarning, module="openpyxl")  # of styles and odd dates
     try:
         book = openpyxl.load_workbook(io.BytesIO(file.read()), read_only=True, data_only=True)
-    except (zipfile.BadZipFile, KeyError, ValueError):
+        yield from _sheet(path, book)
+    except DataError:
+        raise
+    except (zipfile.BadZipFile, KeyError, ValueError, SyntaxError):  # the last for XML
         raise DataError(f"{path}: neither an Excel file nor a CSV file; save it anew") from None
+
+
+def _sheet(path: Path, book: Any) -> Iterator[Row]:
     with closing(book):
         width = 0
         for number, cells in enumerate(book.worksheets[0].iter_rows(values_only=True), 1):
@@ -138,7 +146,7 @@ def _parquet(path: Path, file: IO[bytes]) -> Iterator[Row]:
             for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 number += 1
                 yield number, [_in_words(cell) for cell in row]
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OverflowError) as error:
         raise DataError(f"{path}: not readable as Parquet ({str(error).splitlines()[0]})") from None
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import io
+import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import openpyxl
 import pytest
 
+from hpo.config import whole_incidents
 from objectives.config import Incidents
 from objectives.config import Pairs
 from objectives.config import TrialConfig
@@ -36,6 +41,7 @@ MEANT = {
     "a comma at each end": GOOD.replace("\n", ",\n").encode(),
     "names with spaces": GOOD.replace("number,short_description", " number , short_description").encode(),
     "the header again": (GOOD + HEADER).encode(),
+    "rows of nothing": (GOOD + ",,,,\n,,,,\n").encode(),
     "blank lines": GOOD.replace("\n", "\n\n").encode(),
     "NUL in a field": GOOD.replace("mail problem 7 ", "mail\0problem 7 ").encode(),
     "quotes inside": GOOD.replace("mail problem 7 ", 'mail "problem" 7 ').encode(),
@@ -45,6 +51,22 @@ MEANT = {
     "zipped": gzip.compress(GOOD.encode()),
     "more columns": GOOD.replace("\n", ",x,y\n").replace("subcategory,x,y", "subcategory,a,a").encode(),
 }
+
+
+def broken_xlsx() -> bytes:
+    """A workbook whose sheet ends in the middle."""
+    whole, broken = io.BytesIO(), io.BytesIO()
+    book = openpyxl.Workbook()
+    for line in GOOD.splitlines():
+        book.active.append(line.split(","))
+    book.save(whole)
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(broken, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            target.writestr(name, content[: len(content) // 2] if "sheet1" in name else content)
+    return broken.getvalue()
+
+
 NO_COLUMNS = ":1: no column 'number'"
 NO_NAMES = "its first line holds no names of columns"
 REFUSED = {
@@ -87,6 +109,7 @@ REFUSED = {
     "JSON": (b'[{"number": 1}]', NO_COLUMNS),
     "Parquet, cut": (b"PAR1" + b"x" * 50, ": not readable as Parquet"),
     "a zip of something": (b"PK\x03\x04" + b"x" * 100, ": neither an Excel file nor a CSV file"),
+    "Excel, its XML cut": (broken_xlsx(), ": neither an Excel file nor a CSV file"),
     "binary": (bytes(range(128, 256)) * 20, ":1: not UTF-8"),
 }
 
@@ -115,3 +138,15 @@ def test_export_is_refused_with_its_file_in_one_sentence(tmp_path: Path, content
     assert complaint in message
     assert message.isprintable()
     assert "words of a ticket" not in message
+
+
+def test_pipe_is_refused_before_it_hangs(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "export.csv")
+    with pytest.raises(DataError, match="a pipe can be read only once"):
+        whole_incidents(Incidents(path="export.csv"), tmp_path)
+
+
+def test_link_that_leads_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "export.csv").symlink_to("export.csv")
+    with pytest.raises(DataError, match=r"export\.csv: cannot be read .Too many levels"):
+        whole_incidents(Incidents(path="export.csv"), tmp_path)

@@ -169,6 +169,11 @@ def test_a_date_of_another_form_names_its_line(export: Path, form: str | None, e
         read_dated(export, form, "2024-03-02" if form is None else "02.03.2024", "03/04/24")
 
 
+def test_a_form_that_names_a_part_twice_is_refused(export: Path) -> None:
+    with pytest.raises(DataError, match=r"expected a date as '%d\.%d'"):
+        read_dated(export, "%d.%d", "02.03")
+
+
 def test_equal_configuration_items_of_other_subcategories_are_not_near(export: Path) -> None:
     rows = "1,a,b,software,mail,,srv1\n2,a,b,software,mail,,srv1\n3,a,b,software,web,,srv1\n4,a,b,software,mail,,\n"
     export.write_text(DATED + rows)
