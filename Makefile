@@ -24,7 +24,7 @@ examples/incidents.csv: | setup
 	$(BIN)/hpo demo-data -o $@
 
 test: setup
-	$(BIN)/python -m pytest -q -m 'not chaos and not gpu'
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not chaos and not gpu'
 
 lint: setup
 	$(BIN)/ruff check .
