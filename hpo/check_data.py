@@ -18,6 +18,7 @@ from objectives.statistics import Statistics
 from objectives.statistics import statistics
 
 LARGEST = 12  # categories that are shown
+LONGEST_NAME = 50
 
 
 def check_data(path: str, preset: PresetName | None, page: Path | None, *, as_json: bool) -> None:
@@ -37,7 +38,7 @@ def _by_default(path: str, preset: PresetName | None) -> StudyFile:
 
 
 def _in_words(found: Statistics) -> list[str]:
-    shown = list(found.categories.items())[:LARGEST]
+    shown = [(_shown(name), count) for name, count in list(found.categories.items())[:LARGEST]]
     width = max(len(name) for name, _ in shown)
     more = len(found.categories) - len(shown)
     return [
@@ -61,6 +62,12 @@ def _in_words(found: Statistics) -> list[str]:
         "ceilings below 1: "
         + ", ".join(f"{metric} {value:.3f}" for metric, value in found.ceilings.items() if value < 1),
     ]
+
+
+def _shown(name: str) -> str:
+    """Nothing that a terminal would act on."""
+    plain = "".join(character if character.isprintable() else " " for character in name)
+    return plain if len(plain) <= LONGEST_NAME else f"{plain[: LONGEST_NAME - 1]}…"
 
 
 def _agreement(found: Statistics) -> list[str]:

@@ -37,6 +37,7 @@ from objectives.evaluation import MetricName
 from objectives.incidents import check_sha256
 from objectives.incidents import file_sha256
 from objectives.presets import preset_columns
+from objectives.reading import DataError
 from objectives.reading import at_hand
 from search_spaces.space import Preset
 from search_spaces.space import SpaceWithBaselines
@@ -223,6 +224,8 @@ def _check_trainable(path: Path, section: BaseModel, values: Mapping[str, Value]
 def whole_incidents(incidents: Incidents, folder: Path) -> Incidents:
     path = incidents.path if "://" in incidents.path else os.path.realpath(folder / incidents.path)
     file = at_hand(path)
+    if incidents.dataset is not None:
+        raise DataError("incidents.dataset: the service sets it; remove it")
     check_sha256(incidents.model_copy(update={"path": str(file)}))
     change: dict[str, Any] = {"path": path, "sha256": file_sha256(file)}
     if incidents.preset is not None:

@@ -72,7 +72,8 @@ def _findings(found: Statistics) -> list[str]:
     """What needs attention, each with the next step."""
     dropped, group = 1 - found.incidents / found.rows, found.largest_group / found.incidents
     category, size = next(iter(found.categories.items()))
-    ties, reached = found.ceilings["spearman"], found.ceilings.items()
+    reached = found.ceilings.items()
+    tied = ", ".join(f"{metric} to {ceiling:.2f}" for metric, ceiling in reached if ceiling < TARGET)
     noisy = {metric: found.noise_ceilings.get(metric, 1.0) for metric, ceiling in reached if ceiling >= TARGET}
     held = ", ".join(f"{metric} to {ceiling:.2f}" for metric, ceiling in noisy.items() if ceiling < TARGET)
     findings = {
@@ -84,8 +85,8 @@ def _findings(found: Statistics) -> list[str]:
         "name a finer column as category.": size > found.incidents / 2,
         f"{group:.0%} of the incidents are one group, linked or nearly equal, that no split may divide: look for wrong "
         "links and for boilerplate.": group > 0.05,
-        f"Ties between the labels hold spearman to {ties:.2f} at most: raise pairs.positive_share, or lower the target "
-        f"of {TARGET}.": ties < TARGET,
+        f"Ties between the labels hold {tied} at most: raise pairs.positive_share, or lower the target "
+        f"of {TARGET}.": tied != "",
         f"Label noise holds {held} at most: correct the linked duplicates whose labels differ, or lower the target of "
         f"{TARGET}.": held != "",
     } | {

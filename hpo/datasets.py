@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from hpo.connect import storage_url
@@ -31,34 +32,36 @@ def to_store(incidents: Incidents) -> bytes | None:
 
 def fetch(storage: PostgresStorage | None, incidents: Incidents) -> None:
     """Sees that this box has what was read from the export. Raises DataError, SetupError."""
-    if _is_here(incidents):
+    if is_here(incidents):
         return
     content = storage.fetch_dataset(incidents.dataset) if storage and incidents.dataset else None
     if content is None:
         kept_incidents(incidents, cache_folder())
     else:
         keep(cache_folder(), *cache_key(incidents), content)
-    if not _is_here(incidents):
+    if not is_here(incidents):
         raise SetupError(f"{cache_folder()} cannot be written to, or its disk is full; set HPO_HOME to another folder")
 
 
 def for_training(incidents: Incidents) -> None:
     """An export that has changed is refused; one that is not there is found by its hash. Raises DataError."""
-    if "://" in incidents.path or Path(incidents.path).exists():
+    if "://" in incidents.path or os.path.exists(incidents.path):
         check_sha256(incidents)
         fetch(None, incidents)
     else:
         fetch(PostgresStorage(storage_url()) if "HPO_STORAGE" in os.environ else None, incidents)
 
 
-def _is_here(incidents: Incidents) -> bool:
+def is_here(incidents: Incidents) -> bool:
     return lookup(cache_folder(), *cache_key(incidents)) is not None
 
 
 def clean() -> int:
     """Removes what this box has kept of exports and pairs; returns its bytes. It is made anew when needed."""
-    files = list(cache_folder().iterdir()) if cache_folder().exists() else []
-    size = sum(file.stat().st_size for file in files)
-    for file in files:
-        file.unlink(missing_ok=True)
+    size = 0
+    for file in cache_folder().glob("*"):
+        with suppress(OSError):
+            removed = file.stat().st_size
+            file.unlink()
+            size += removed
     return size

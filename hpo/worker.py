@@ -14,6 +14,7 @@ from typing import Any
 
 import optuna
 from optuna.trial import TrialState
+from pydantic import ValidationError
 from sqlalchemy import URL
 
 from hpo.config import StudyFile
@@ -21,6 +22,7 @@ from hpo.config import searched
 from hpo.config import trial_config
 from hpo.datasets import cache_folder
 from hpo.datasets import fetch as fetch_incidents
+from hpo.datasets import is_here
 from hpo.errors import HpoError
 from hpo.errors import InputError
 from hpo.errors import Interrupted
@@ -146,6 +148,8 @@ def _run_trial(worker: Worker, claim: Claim) -> str:
     worker.keeper.hold(claim, worker.trainer.interrupt)
     try:
         message = _train(worker, claim.trial_id)
+        if message["event"] == "setup" and not is_here(worker.file.incidents):  # cleaned away as it began
+            message = _train(worker, claim.trial_id)
         worker.keeper.drop()
         if message["event"] == "interrupted":
             return _give_back(worker, claim, number, "")
@@ -179,8 +183,12 @@ def _train(worker: Worker, trial_id: int) -> dict[str, Any]:
     worker.storage.flush(trial_id)  # a worker that dies from here on leaves a trial that another can run as it is
     logger.info("trial %d started: %s", trial.number, parameters)
     _have_incidents(worker.storage, worker.file)  # they may have been cleaned away
+    try:
+        config = trial_config(worker.file, parameters, trial.number)
+    except ValidationError:  # a value is right by itself and wrong beside another
+        return {"event": "infeasible", "reason": "Contradictory"}
     job = Job(
-        config=trial_config(worker.file, parameters, trial.number),
+        config=config,
         checkpoint_folder=str(worker.checkpoints.folder(trial.number)),
         checkpoint_every_s=worker.file.checkpoints.every_s,
         cache=str(cache_folder()),

@@ -56,7 +56,7 @@ def place(folder: Path, kind: str, key: Any) -> Path:
 
 
 def _make_room(folder: Path, wanted: int) -> None:
-    files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in folder.iterdir())
+    files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in folder.iterdir() if path.is_file())
     used = sum(size for _, size, _ in files) + wanted
     for _, size, path in files:
         if used <= LIMIT_BYTES:

@@ -40,6 +40,7 @@ class Columns(BaseModel):
     parent: str | None = None  # its children count as its duplicates
     opened: str | None = None  # when: later incidents are held out
     opened_format: str | None = None  # as strptime takes it; None: ISO 8601
+    may_repeat: bool = False  # of several columns of one name, the first that is not empty counts
     persons: Annotated[tuple[str, ...], Field(strict=False)] = ()  # whose names are masked wherever they stand
 
 

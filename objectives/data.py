@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from objectives import mining
 from objectives.cache import cached
 from objectives.config import Incidents
@@ -52,7 +54,9 @@ def _load(incidents: Incidents, labels: Labels, splits: Splits, pairs: Pairs, ca
     try:
         return Data(table, ladder, members, held_out_pairs(table, ladder, members["validation"], pairs), small)
     except DataError as error:
-        raise DataError(f"{incidents.path}: {error}") from None
+        categories, group = len(np.unique(table.category)), np.bincount(table.group).max()
+        found = f"{len(table)} incidents of {categories} categories, {group} linked or nearly equal to each other"
+        raise DataError(f"{incidents.path}: {error} ({found}); check labels, splits and columns") from None
 
 
 def train_pairs(data: Data, config: TrialConfig, cache: Path | None = None, encode: Encode = NO_MODEL) -> TrainPairs:

@@ -29,6 +29,7 @@ from objectives.reading import read_rows
 
 CLASSES = ("category", "subcategory", "configuration_item", "assignment_group")
 LINKS = ("duplicate_of", "parent")
+LONGEST_DATE = 32
 Fields = dict[str, str]
 
 
@@ -37,6 +38,7 @@ class Export:
     """rows: id, text, opened (seconds since 1970), CLASSES and LINKS (null where empty), in file order."""
 
     rows: pa.Table
+    category_names: list[str]  # by number, masked
     dropped: int  # rows without text or category
     changed: dict[str, int]  # how often which kind of thing was stripped from a text or masked in it
 
@@ -58,7 +60,8 @@ def read_export(config: Incidents) -> Export:
     kept = pa.Table.from_batches(batches).unify_dictionaries() if batches else None
     if not kept:
         raise DataError(f"{config.path}: none of {len(hashes)} rows has both text and a category")
-    return Export(kept, len(hashes) - len(kept), dict(changed))
+    names = [mask(name)[0] for name in kept["category"].chunk(0).dictionary.to_pylist()]
+    return Export(kept, names, len(hashes) - len(kept), dict(changed))
 
 
 def _persons(config: Incidents) -> Iterator[str]:
@@ -82,11 +85,19 @@ def _rows(config: Incidents) -> Iterator[tuple[int, Fields]]:
     header = [name.strip() for name in next(rows, (1, []))[1]]
     _check_header(path, header, config.columns)
     for line, values in rows:
-        fields = _pick(dict(zip(header, values, strict=True)), config.columns)
+        fields = _pick(_by_name(header, values), config.columns)
         _check_date(path, line, fields["opened"], config.columns.opened_format)
         if not fields["id"]:
             raise DataError(f"{path}:{line}: id '' is empty")
         yield line, fields
+
+
+def _by_name(header: list[str], values: list[str]) -> Fields:
+    """Of several columns of one name, the first that holds something."""
+    named = dict.fromkeys(header, "")
+    for name, value in zip(header, values, strict=True):
+        named[name] = named[name] or value
+    return named
 
 
 def _check_unique(config: Incidents, hashes: np.ndarray[Any, Any]) -> None:
@@ -103,7 +114,7 @@ def _check_unique(config: Incidents, hashes: np.ndarray[Any, Any]) -> None:
 def _check_header(path: Path, header: list[str], columns: Columns) -> None:
     optional = [getattr(columns, name) for name in (*CLASSES, *LINKS, "opened")]
     wanted = [columns.id, *columns.text, *columns.persons, *(name for name in optional if name is not None)]
-    if twice := sorted({name for name in wanted if header.count(name) > 1}):
+    if twice := sorted({name for name in wanted if header.count(name) > 1 and not columns.may_repeat}):
         raise DataError(f"{path}:1: two columns are named {', '.join(map(repr, twice))}; rename one")
     if missing := [name for name in wanted if name not in header]:
         raise DataError(
@@ -128,6 +139,7 @@ def _check_date(path: Path, line: int, text: str, form: str | None) -> None:
     try:
         _seconds(text, form)
     except (ValueError, OverflowError, re.error):  # the last for a form that names a part twice
+        text = text if len(text) <= LONGEST_DATE else f"{len(text)} characters"  # of a ticket, it seems
         expected = f"a date as {form!r}" if form else "an ISO 8601 date; name its form in columns.opened_format"
         raise DataError(f"{path}:{line}: found {text!r}, expected {expected}") from None
 
@@ -136,5 +148,8 @@ def _seconds(text: str, form: str | None) -> float:
     """Since 1970; an incident without a date is older than any. Without a zone, UTC. Raises ValueError."""
     if not text:
         return -math.inf
-    date = datetime.strptime(text, form) if form else datetime.fromisoformat(text)
+    try:
+        date = datetime.strptime(text, form or "")
+    except ValueError:
+        date = datetime.fromisoformat(text)
     return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()

@@ -98,7 +98,8 @@ def without_small_classes(table: IncidentTable, labels: Labels) -> tuple[Inciden
         return table, ~(few | small), concerned
     names = [*table.category_names, MERGED]
     category = np.where(few, len(names) - 1, table.category)
-    subcategory = np.where(few | small, table.subcategory.max() + 1 + category, table.subcategory)
+    merged = (few | small) & (table.subcategory != UNKNOWN)
+    subcategory = np.where(merged, table.subcategory.max() + 1 + category, table.subcategory)
     return replace(table, category=category, category_names=names, subcategory=subcategory), everything, concerned
 
 

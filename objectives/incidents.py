@@ -57,9 +57,9 @@ class IncidentTable:
 
 
 def file_sha256(path: Path) -> str:
-    if path.is_fifo():
-        raise DataError(f"{path}: a pipe can be read only once; give a file")
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise DataError(f"{path}: neither a file nor a link to one")
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
@@ -83,7 +83,9 @@ def cache_key(config: Incidents) -> tuple[str, Any]:
 def read_incidents(config: Incidents) -> IncidentTable:
     """Raises DataError for an unreadable or malformed file, a missing column, or other bytes than `sha256` names."""
     check_sha256(config)
-    return _table(read_export(config), config.columns)
+    export = read_export(config)
+    check_sha256(config)  # it did not change meanwhile
+    return _table(export, config.columns)
 
 
 def check_sha256(config: Incidents) -> None:
@@ -120,7 +122,7 @@ def _table(export: Export, columns: Columns) -> IncidentTable:
         ids=rows["id"].to_pylist(),
         texts=texts,
         category=category,
-        category_names=rows["category"].chunk(0).dictionary.to_pylist(),
+        category_names=export.category_names,
         subcategory=subcategory,
         configuration_item=_within(subcategory, _numbers(rows["configuration_item"])),
         assignment_group=_within(subcategory, _numbers(rows["assignment_group"])),

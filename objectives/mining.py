@@ -28,8 +28,9 @@ from objectives.pairs import share_out
 from objectives.pairs import tied_pairs
 from objectives.reading import DataError
 
-MINER = 1  # to be raised when this module draws otherwise: what boxes have kept is then mined anew
+MINER = 2  # to be raised when this module draws otherwise: what boxes have kept is then mined anew
 RANKS = 20  # a hard negative is drawn from so many of the most alike ones
+BALANCED = ("same_category", "same_subcategory")  # the others are scarce, and would be repeated until they fill all
 POWER = {"off": 1.0, "sqrt": 0.5, "oversample": 0.0}
 
 
@@ -53,6 +54,9 @@ def mine(
     ends = rng.permutation(ends)
     if config.hard_negatives != "off":
         ends = np.concatenate([ends, _hard_negatives(table, members, ends[:, 0], config, rng, encode)], axis=1)
+        ends = ends[ends[:, 2] != UNKNOWN]
+        if not len(ends):
+            raise DataError("no training incident has a hard negative: nothing of another subcategory is there")
     if config.augmentation == "off":
         return TrainPairs(ends, [], ends[:0, 0])
     altered = rng.permutation(len(ends))[: round(config.augmented_share * len(ends))]
@@ -67,7 +71,8 @@ def _positives(
     """(pairs, 2), of other texts than their anchors' and between the thresholds."""
 
     def draw(tie: str) -> IntArray:
-        size, power = config.train_pairs * OVERSAMPLING, POWER[config.class_balance]
+        size = config.train_pairs * OVERSAMPLING
+        power = POWER[config.class_balance] if tie in BALANCED else 1.0
         ends = tied_pairs(table, ladder, tie, members, size, rng, power)
         ends = ends[table.text_number[ends[:, 0]] != table.text_number[ends[:, 1]]]
         return _between_thresholds(table, ends, config, encode)
@@ -96,15 +101,16 @@ def _hard_negatives(
     rng: np.random.Generator,
     encode: Encode,
 ) -> IntArray:
-    """(pairs, hard_negatives_per_pair), drawn from the RANKS most alike ones after those to be skipped."""
+    """(pairs, hard_negatives_per_pair), drawn from the RANKS most alike ones after those to be skipped.
+
+    UNKNOWN for an anchor that has none.
+    """
     assert config.hard_negatives != "off"
     pool, (own, index) = rng.permutation(members)[:POOL], np.unique(anchors, return_inverse=True)
     vectors = make_vectors(config.hard_negatives, table.texts, np.concatenate([own, pool]), encode)
     skip, wanted = config.hard_negative_skip, config.hard_negatives_per_pair
     near = nearest(vectors, own, pool, skip + max(RANKS, wanted), partial(may_be_alike, table))
-    ranked = (near != UNKNOWN).sum(axis=1)
-    if not ranked.all():
-        raise DataError("a training incident has no hard negative: nothing of another subcategory is there")
+    ranked = np.maximum((near != UNKNOWN).sum(axis=1), 1)
     first = np.minimum(skip, np.maximum(ranked - wanted, 0))[index]
     width = np.minimum(ranked[index] - first, RANKS)
     ranks = (rng.integers(width)[:, None] + np.arange(wanted)) % width[:, None] + first[:, None]

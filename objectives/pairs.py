@@ -94,11 +94,15 @@ def tied_pairs(
     rng: np.random.Generator,
     power: float = 1.0,
 ) -> IntArray:
-    """At most `size` pairs (pairs, 2) that have this tie or a stronger one; of any two for no tie."""
+    """At most `size` pairs (pairs, 2) that have this tie or a stronger one; of any two for no tie.
+
+    A class is drawn by its size to the `power`; with 1, pairs are distinct.
+    """
     of = classes(table, tie) if tie else [np.zeros(len(table), dtype=np.int64)]
     if tie == "near" and ladder.near_text:
         of = [*of, table.subcategory]
-    return np.concatenate([_partners(numbers, members, size, rng, power) for numbers in of])
+    ends = np.concatenate([_partners(numbers, members, size, rng, power) for numbers in of])
+    return distinct(ends) if power == 1 else ends
 
 
 def share_out(pools: Sequence[IntArray], size: int, weights: Sequence[float] | None = None) -> IntArray:
@@ -112,10 +116,7 @@ def share_out(pools: Sequence[IntArray], size: int, weights: Sequence[float] | N
 
 
 def _partners(classes: IntArray, members: IntArray, size: int, rng: np.random.Generator, power: float) -> IntArray:
-    """Pairs (at most `size`, 2): an anchor drawn from all that have company in their class, and one of it.
-
-    A class is drawn by its size to the `power`; with 1, pairs are distinct.
-    """
+    """Pairs (at most `size`, 2): an anchor drawn from all that have company in their class, and one of it."""
     known = members[classes[members] != UNKNOWN]
     known = known[np.argsort(classes[known], kind="stable")]
     _, starts, index, counts = np.unique(classes[known], return_index=True, return_inverse=True, return_counts=True)
@@ -127,8 +128,7 @@ def _partners(classes: IntArray, members: IntArray, size: int, rng: np.random.Ge
     anchor = rng.choice(eligible, size, p=None if power == 1 else weights / weights.sum())
     step = rng.integers(1, count[anchor])  # around the class, never back to the anchor
     other = start[anchor] + (anchor - start[anchor] + step) % count[anchor]
-    ends: IntArray = np.stack([known[anchor], known[other]], axis=1)
-    return distinct(ends) if power == 1 else ends
+    return np.stack([known[anchor], known[other]], axis=1)
 
 
 def distinct(ends: IntArray) -> IntArray:
@@ -172,11 +172,12 @@ def _mixed(pools: Sequence[IntArray], shares: Sequence[float]) -> IntArray:
 
 
 def _with_shares(pools: list[IntArray], size: int, config: Pairs) -> IntArray:
-    """The first pairs of (positives, same category, other category) in their shares; an empty middle leaves its own."""
+    """The first pairs of (positives, same category, other category) in their shares; a scarce middle leaves its own."""
     positives, near, far = pools
-    if not len(positives) or not len(far):
-        raise DataError("a held-out split has no positive or no negative pair; hold out more or map other columns")
-    middle = config.same_category_share if len(near) else 0.0
-    shares = [config.positive_share, middle, 1 - config.positive_share - middle]
-    total = min([size, *(len(pool) / share for pool, share in zip(pools, shares, strict=True) if share)])
-    return np.concatenate([pool[: int(share * total + 1e-9)] for pool, share in zip(pools, shares, strict=True)])
+    if lacking := [name for name, pool in (("positive", positives), ("negative", far)) if not len(pool)]:
+        raise DataError(f"no {' and no '.join(lacking)} pair among the held-out incidents")
+    total = min(size, len(positives) / config.positive_share)
+    middle = min(round(config.same_category_share * total), len(near))
+    total = min(total, (len(far) + middle) / (1 - config.positive_share))
+    positive = max(int(config.positive_share * total + 1e-9), 1)
+    return np.concatenate([positives[:positive], near[:middle], far[: max(int(total + 1e-9) - positive - middle, 1)]])

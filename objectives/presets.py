@@ -50,4 +50,6 @@ def preset_columns(path: Path, encoding: str, preset: PresetName) -> Columns:
         )
     first = {use: names[0] if names else None for use, names in found.items()}
     several = {use: tuple(found[use]) for use in ("text", "persons")}
-    return Columns.model_validate(first | several | {"opened_format": OPENED_FORMATS.get(preset)})
+    return Columns.model_validate(
+        first | several | {"opened_format": OPENED_FORMATS.get(preset), "may_repeat": preset == "jira"}
+    )

@@ -24,7 +24,7 @@ from typing import cast
 MAX_FIELD_CHARACTERS = 1 << 20
 DELIMITERS = (",", ";", "\t", "|")
 BATCH_ROWS = 2_000
-LONGEST_NAME = 60
+LONGEST_NAME, MOST_WORDS = 60, 6  # of a column's name
 Row = tuple[int, list[str]]  # line of the file, or row of the sheet, and its fields
 
 
@@ -38,8 +38,8 @@ def at_hand(path: str) -> Path:
     """The file, or a copy of what a URL leads to, which goes with the process. Raises DataError."""
     if "://" not in path:
         return Path(path)
-    if re.match(r"\w+://[^/]*@", path):
-        raise DataError("incidents.path: a URL must hold no password, as it is written to files that people read")
+    if re.search(r"://[^/]*@|[?]", path):
+        raise DataError("incidents.path: a URL must hold no password and no query, as people will read it")
     import fsspec
 
     try:
@@ -71,7 +71,7 @@ def read_rows(path: Path, encoding: str) -> Iterator[Row]:
 
 def in_words(header: list[str]) -> str:
     """What a file has for columns; a first line that is none may be binary, or a ticket."""
-    if any(len(name) > LONGEST_NAME or not name.isprintable() for name in header):
+    if any(len(name) > LONGEST_NAME or len(name.split()) > MOST_WORDS or not name.isprintable() for name in header):
         return "its first line holds no names of columns"
     return f"the file has {', '.join(header) or 'no header'}"
 
@@ -85,7 +85,7 @@ def _open(path: Path) -> IO[bytes]:
 def _delimited(path: Path, file: IO[bytes], encoding: str) -> Iterator[Row]:
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
     with io.TextIOWrapper(file, "utf-8-sig" if encoding == "utf-8" else encoding, newline="") as text:
-        first, line, header = text.readline().lstrip("\ufeff"), 1, list[str]()
+        first, line, header = text.readline(MAX_FIELD_CHARACTERS).lstrip("\ufeff"), 1, list[str]()
         if told := re.fullmatch(r"sep=(.)\s*", first):  # which Excel writes for itself
             first, line = text.readline(), 2
         delimiter, before = told[1] if told else max(DELIMITERS, key=first.count), line
@@ -128,8 +128,10 @@ def _sheet(path: Path, book: Any) -> Iterator[Row]:
 
 
 def _in_words(cell: Any) -> str:
-    if cell is None:
+    if cell is None or cell != cell:  # NaN
         return ""
+    if isinstance(cell, bytes):
+        return cell.decode()
     if isinstance(cell, datetime):
         return cell.isoformat(sep=" ")
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)

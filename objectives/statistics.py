@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def statistics(config: TrialConfig, cache: Path | None = None) -> Statistics:
         rows=len(table) + table.dropped,
         incidents=len(table),
         changed=table.changed,
-        categories=_sizes(table),
+        categories=_sizes(table, np.concatenate(list(data.splits.values()))),
         subcategories=len(sizes),
         subcategory_sizes=sizes.tolist(),
         small_subcategories=int((sizes < FEW).sum()),
@@ -89,10 +90,11 @@ def statistics(config: TrialConfig, cache: Path | None = None) -> Statistics:
     )
 
 
-def _sizes(table: IncidentTable) -> dict[str, int]:
-    counts = np.bincount(table.category, minlength=len(table.category_names))
-    order = np.argsort(-counts, kind="stable").tolist()
-    return {table.category_names[number]: int(counts[number]) for number in order if counts[number]}
+def _sizes(table: IncidentTable, members: IntArray) -> dict[str, int]:
+    sizes: Counter[str] = Counter()  # names may be equal once they are masked
+    for number, count in enumerate(np.bincount(table.category[members]).tolist()):
+        sizes[table.category_names[number]] += count
+    return {name: count for name, count in sizes.most_common() if count}
 
 
 def _histogram(words: IntArray) -> dict[int, int]:

@@ -67,10 +67,10 @@ FOUND = Statistics(  # of an export that gives no cause for concern; its names a
     splits={"train": 21_000_000, "validation": 4_500_000, "test": 4_500_000},
     train_pairs=20_000,
     held_out_grades={0.0: 6_000, 0.25: 2_650, 0.5: 800, 0.75: 300, 1.0: 250},
-    ceilings={"spearman": 0.873, "spearman_binary": 0.592, "roc_auc": 1.0, "pr_auc": 1.0, "f1": 1.0},
+    ceilings={"spearman": 0.873, "spearman_binary": 0.82, "roc_auc": 1.0, "pr_auc": 1.0, "f1": 1.0},
     subcategory_sizes=[500 - 2 * n for n in range(240)],
     word_counts={10 * n: 1_000_000 // (n + 1) for n in range(30)},
-    noise_ceilings={"spearman": 0.82, "spearman_binary": 0.55, "roc_auc": 0.93, "pr_auc": 0.81, "f1": 0.9},
+    noise_ceilings={"spearman": 0.82, "spearman_binary": 0.81, "roc_auc": 0.93, "pr_auc": 0.81, "f1": 0.9},
     near_duplicates=2_000,
     largest_group=40,
     merged=0,
@@ -186,7 +186,7 @@ NEEDS_ATTENTION: list[tuple[dict[str, Any], str]] = [
     ({"categories": {"a": 16_000_000, "b": 14_000_000}}, "The category a holds 53%"),
     ({"largest_group": 3_000_000}, "10% of the incidents are one group"),
     ({"ceilings": {"spearman": 0.7, "f1": 1.0}, "noise_ceilings": {"spearman": 0.6}}, "hold spearman to 0.70"),
-    ({"noise_ceilings": {"spearman": 0.75, "spearman_binary": 0.5, "f1": 0.7}}, "holds spearman to 0.75, f1 to 0.70"),
+    ({"noise_ceilings": {"spearman": 0.75, "spearman_binary": 0.81, "f1": 0.7}}, "holds spearman to 0.75, f1 to 0.70"),
     ({"agreement": {"category": 0.9, "subcategory": 0.59}}, "agree in subcategory in only 59%"),
 ]
 

@@ -93,9 +93,18 @@ REFUSED = {
     "other names": (GOOD.replace("category,", "kind,", 1).encode(), ":1: no column 'category'; the file has number"),
     "no text": (table(lambda n: f"{n},,,c,s").encode(), ": none of 400 rows has both text and a category"),
     "no category": (table(lambda n: f"{n},a,b,,").encode(), ": none of 400 rows has both text and a category"),
-    "one category": (table(lambda n: f"{n},text {n},b,c,s").encode(), ": a held-out split has no positive"),
-    "a category each": (table(lambda n: f"{n},text {n},b,c{n},s").encode(), ": a held-out split has no positive"),
-    "one row": (table(lambda n: "1,a,b,c,d", 1).encode(), ": a held-out split has no positive"),
+    "one category": (
+        table(lambda n: f"{n},text {n},b,c,s").encode(),
+        ": no negative pair among the held-out incidents (400 incidents of 1 categories",
+    ),
+    "a category each": (
+        table(lambda n: f"{n},text {n},b,c{n},s").encode(),
+        ": no positive pair among the held-out incidents (400 incidents of 400",
+    ),
+    "one row": (
+        table(lambda n: "1,a,b,c,d", 1).encode(),
+        ": no positive and no negative pair among the held-out incidents",
+    ),
     "one text": (
         table(lambda n: f"{n},same,same,c{n % 4},s").encode(),
         ": no two training incidents make a positive pair",
@@ -142,7 +151,7 @@ def test_export_is_refused_with_its_file_in_one_sentence(tmp_path: Path, content
 
 def test_pipe_is_refused_before_it_hangs(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "export.csv")
-    with pytest.raises(DataError, match="a pipe can be read only once"):
+    with pytest.raises(DataError, match="neither a file nor a link to one"):
         whole_incidents(Incidents(path="export.csv"), tmp_path)
 
 

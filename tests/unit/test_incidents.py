@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from objectives import incidents
 from objectives.config import Columns
 from objectives.config import Incidents
+from objectives.exports import Export
+from objectives.exports import read_export
 from objectives.incidents import IncidentTable
 from objectives.incidents import file_sha256
 from objectives.incidents import read_incidents
@@ -172,6 +175,39 @@ def test_a_date_of_another_form_names_its_line(export: Path, form: str | None, e
 def test_a_form_that_names_a_part_twice_is_refused(export: Path) -> None:
     with pytest.raises(DataError, match=r"expected a date as '%d\.%d'"):
         read_dated(export, "%d.%d", "02.03")
+
+
+def test_a_field_that_is_no_date_is_not_quoted_when_it_is_a_ticket(export: Path) -> None:
+    with pytest.raises(DataError) as refused:
+        read_dated(export, None, "my name is Kanarienvogel and I cannot print")
+    assert "found '43 characters'" in str(refused.value)
+
+
+def test_of_columns_that_may_repeat_the_first_that_is_not_empty_counts(export: Path) -> None:
+    export.write_text(
+        "number,short_description,description,category,subcategory,subcategory\n1,a,b,c,,second\n2,a,b,c,,\n"
+    )
+    table = read_incidents(Incidents(path=str(export), columns=Columns(may_repeat=True)))
+    assert table.subcategory.tolist() == [0, -1]
+
+
+def test_names_of_categories_are_masked_and_stay_apart(export: Path) -> None:
+    table = read(export, HEADER + "1,a,b,ann@corp.example,s,\n2,a,b,bob@corp.example,s,\n")
+    assert (table.category.tolist(), table.category_names) == ([0, 1], ["<email>", "<email>"])
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export.write_text(HEADER + ONE)
+    config = Incidents(path=str(export), columns=Columns(duplicate_of="duplicate_of"), sha256=file_sha256(export))
+
+    def read_and_change(config: Incidents) -> Export:
+        found = read_export(config)
+        export.write_text(HEADER + TWO)
+        return found
+
+    monkeypatch.setattr(incidents, "read_export", read_and_change)
+    with pytest.raises(DataError, match="the data have changed"):
+        read_incidents(config)
 
 
 def test_equal_configuration_items_of_other_subcategories_are_not_near(export: Path) -> None:

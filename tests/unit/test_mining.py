@@ -119,6 +119,26 @@ def test_class_balance_draws_a_class_by_its_size_or_its_root_or_like_any(balance
     assert np.mean(subcategory[ends[:, 0]] == 0) == pytest.approx(share, abs=0.03)
 
 
+@pytest.mark.parametrize("positives", ["same_subcategory", "graded"])
+@pytest.mark.parametrize("balance", ["sqrt", "oversample"])
+def test_class_balance_does_not_repeat_what_few_duplicates_there_are(positives: str, balance: str) -> None:
+    subcategory = np.arange(900) // 30
+    cluster = np.arange(900)
+    cluster[1] = 0
+    table = make_table(subcategory // 2, subcategory, cluster=cluster)
+    ends = mined(table, class_balance=balance, positives=positives, train_pairs=2_000).ends
+    assert len(ends) == 2_000
+    assert np.sum(table.cluster[ends[:, 0]] == table.cluster[ends[:, 1]]) < 20
+
+
+def test_an_anchor_without_a_hard_negative_is_left_out() -> None:
+    """Of a subcategory that is not known, in a category that is all there is."""
+    table = make_table([0] * 5, [0, 0, -1, -1, 1], cluster=[0, 1, 2, 2, 3])
+    ends = mined(table, hard_negatives="tfidf").ends
+    assert unordered(ends[:, :2]) == {(0, 1)}
+    assert ends[:, 2].tolist() == [4]
+
+
 def test_thresholds_leave_positives_that_are_neither_too_easy_nor_too_far(table: IncidentTable) -> None:
     ends = mined(table, min_similarity=0.1, max_similarity=0.4, train_pairs=300).ends
     vectors = make_vectors("tfidf", table.texts, np.arange(len(table)), NO_MODEL)
@@ -207,7 +227,7 @@ def test_an_incident_whose_subcategory_is_unknown_is_no_negative_within_its_cate
 
 
 def test_one_class_alone_has_no_hard_negatives_and_is_refused() -> None:
-    with pytest.raises(DataError, match="no hard negative: nothing of another subcategory"):
+    with pytest.raises(DataError, match="no training incident has a hard negative: nothing of another subcategory"):
         mined(make_table([0, 0, 0], [0, 0, 0]), hard_negatives="tfidf")
 
 

@@ -192,6 +192,26 @@ def test_a_scarce_grade_shrinks_all_and_keeps_the_shares(category: IntArray, sub
     assert counts == pytest.approx([0.135 * total, 0.265 * total, 0.6 * total], abs=2)
 
 
+@pytest.mark.parametrize("others", [0, 2, 10, 40])
+def test_a_scarce_middle_grade_takes_nothing_from_the_others(others: int) -> None:
+    """Nearly every category is one subcategory."""
+    category = np.arange(3_000) // 60
+    subcategory = np.where(np.arange(3_000) % (3_000 // max(others, 1)) == 1, 100 + category, category)
+    grades = held_out_pairs(make_table(category, subcategory), LADDER, np.arange(3_000), Pairs(held_out=5_000)).grades
+    assert len(grades) == 5_000
+    assert np.mean(grades >= 0.5) == pytest.approx(0.135, abs=0.001)
+
+
+def test_two_columns_that_make_a_pair_near_give_it_once() -> None:
+    subcategory = np.arange(900) // 30
+    table = make_table(subcategory // 2, subcategory, item=subcategory)
+    table.assignment_group[:] = subcategory
+    ladder = make_ladder(Labels(), Columns(configuration_item="item", assignment_group="team"))
+    pairs = held_out_pairs(table, ladder, np.arange(900), Pairs(held_out=4_000, positive_share=0.5))
+    ends = np.stack([pairs.anchors, pairs.others], axis=1)
+    assert len(unordered(ends)) == len(ends) == 4_000
+
+
 def test_without_subcategories_equal_category_is_the_positive_grade() -> None:
     ladder = make_ladder(Labels(), Columns(subcategory=None))
     table = make_table(np.arange(300) // 30, np.arange(300) // 30)
@@ -200,9 +220,9 @@ def test_without_subcategories_equal_category_is_the_positive_grade() -> None:
     assert np.mean(pairs.grades >= ladder.positive) == pytest.approx(0.135, abs=0.01)
 
 
-@pytest.mark.parametrize("category", [[0] * 200, list(range(200))], ids=["no negative", "no positive"])
-def test_a_split_of_one_class_of_pairs_is_refused(category: list[int]) -> None:
-    with pytest.raises(DataError, match="no positive or no negative pair"):
+@pytest.mark.parametrize(("lacking", "category"), [("negative", [0] * 200), ("positive", list(range(200)))])
+def test_a_split_of_one_class_of_pairs_is_refused(lacking: str, category: list[int]) -> None:
+    with pytest.raises(DataError, match=f"^no {lacking} pair among the held-out incidents"):
         held_out_pairs(make_table(category, category), LADDER, np.arange(200), Pairs())
 
 
