@@ -243,3 +243,18 @@ def test_trial_whose_trainer_dies_three_times_fails(database: URL, study_yaml: P
     trial = study.get_trials()[0]
     assert (trial.number, trial.state, trial.params) == (0, TrialState.FAIL, V4)
     assert trial.user_attrs["trace"] == "the trainer process ended with code -9, three times"
+
+
+def test_parameters_that_contradict_each_other_are_infeasible(database: URL, study_yaml: Path, start: Start) -> None:
+    before, _, after = study_yaml.read_text().partition("space:\n")
+    crossing = """space:
+  parameters:
+    min_similarity: {type: float, low: 0.7, high: 0.9}
+    max_similarity: {type: float, low: 0.1, high: 0.3}
+"""
+    study_yaml.write_text(before + crossing + after[after.index("lease_s") :])
+    study = create(database, study_yaml)
+    ended = end(start(database, "-m", "hpo", "worker", "small"), "")
+    assert ended.code == 0, ended.log
+    assert [trial.state for trial in study.get_trials()] == [TrialState.PRUNED] * 3
+    assert all(trial.user_attrs["reason"] == "Contradictory" for trial in study.get_trials())
