@@ -17,6 +17,7 @@ from objectives.incidents import kept_incidents
 from storage.embedded import default_home
 from storage.native import PostgresStorage
 
+TRIES = 3
 LARGEST_BYTES = 256 << 20  # a larger one stays where it is: give incidents.path as a URL that all boxes reach
 
 
@@ -32,13 +33,14 @@ def to_store(incidents: Incidents) -> bytes | None:
 
 def fetch(storage: PostgresStorage | None, incidents: Incidents) -> None:
     """Sees that this box has what was read from the export. Raises DataError, SetupError."""
-    if is_here(incidents):
-        return
-    content = storage.fetch_dataset(incidents.dataset) if storage and incidents.dataset else None
-    if content is None:
-        kept_incidents(incidents, cache_folder())
-    else:
-        keep(cache_folder(), *cache_key(incidents), content)
+    for _ in range(TRIES):  # somebody may be cleaning
+        if is_here(incidents) or incidents.sha256 is None:
+            return
+        content = storage.fetch_dataset(incidents.dataset) if storage and incidents.dataset else None
+        if content is None:
+            kept_incidents(incidents, cache_folder())
+        else:
+            keep(cache_folder(), *cache_key(incidents), content)
     if not is_here(incidents):
         raise SetupError(f"{cache_folder()} cannot be written to, or its disk is full; set HPO_HOME to another folder")
 
@@ -49,7 +51,7 @@ def for_training(incidents: Incidents) -> None:
         check_sha256(incidents)
         fetch(None, incidents)
     else:
-        fetch(PostgresStorage(storage_url()) if "HPO_STORAGE" in os.environ else None, incidents)
+        fetch(PostgresStorage(storage_url()) if os.environ.get("HPO_STORAGE") else None, incidents)
 
 
 def is_here(incidents: Incidents) -> bool:

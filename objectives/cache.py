@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -56,7 +57,11 @@ def place(folder: Path, kind: str, key: Any) -> Path:
 
 
 def _make_room(folder: Path, wanted: int) -> None:
-    files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in folder.iterdir() if path.is_file())
+    files = []
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # another writer's, which has its name by now
+            files.append((path.stat().st_mtime, path.stat().st_size, path))
+    files.sort()
     used = sum(size for _, size, _ in files) + wanted
     for _, size, path in files:
         if used <= LIMIT_BYTES:

@@ -131,7 +131,8 @@ TOLD_SHAPE = {cue: re.compile(shape) for cue, shape in TOLD.items()}
 CUE = {word: use.removeprefix("cue_") for use, words in WORDS.items() if use.startswith("cue_") for word in words}
 BETWEEN, ROLES = WORDS["between"], WORDS["roles"]
 ORDINARY = ROLES | WORDS["ordinary"]
-UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ø": "oe", "å": "aa"})
+PLAIN = {"ä": "ae", "ö": "oe", "ü": "ue", "ø": "oe", "å": "aa"}
+UMLAUTS = str.maketrans(PLAIN | {letter.upper(): plain for letter, plain in PLAIN.items()})
 EDGES = ".,;:!?()\"'<>"
 SPACED = {code: " " for code in range(128) if not chr(code).isalpha()}
 START = re.compile(r"(?<!\w)(?:\w|\+[(0-9]|\([0-9]|\[~|#[0-9]|::|(?<!\\)\\\\)")
@@ -284,7 +285,8 @@ def _key(word: str) -> str:
 
 def _names(person: str) -> Iterator[tuple[str, ...]]:
     """As what a person may be written: keys of words. Ordinary words count only within the full name."""
-    for spelling in {person, person.translate(UMLAUTS), re.sub("(?<=[aou])e", "", person)}:
+    joined = re.sub("['\u2019]", "", person)
+    for spelling in {person, joined, joined.translate(UMLAUTS), re.sub("(?<=[aou])e", "", person)}:
         last, _, first = re.sub(r"@\S*", "", spelling).partition(",")
         words = [key for key in map(_key, WORD.findall(f"{first} {last}")) if key not in ROLES]
         pieces = [tuple(map(_key, WORD.findall(piece))) for piece in f"{first} {last}".split()]
