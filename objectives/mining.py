@@ -46,7 +46,7 @@ class TrainPairs:
 def mine(
     table: IncidentTable, ladder: Ladder, members: IntArray, config: Mining, seed: int, encode: Encode
 ) -> TrainPairs:
-    """At most config.train_pairs. Raises DataError if there is none, or no hard negative for one."""
+    """At most config.train_pairs; an anchor without hard negatives is left out. Raises DataError if none is left."""
     rng = np.random.default_rng(seed)
     ends = _positives(table, ladder, members, config, rng, encode)
     if not len(ends):

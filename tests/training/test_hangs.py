@@ -83,6 +83,7 @@ def test_trainer_that_cannot_be_killed_is_a_broken_setup(monkeypatch: pytest.Mon
     process = trainer._process
     assert process
     process.send_signal(signal.SIGSTOP)
+    os.waitpid(process.pid, os.WUNTRACED)  # until it has stopped: it ends itself when its pipe is closed
     with monkeypatch.context() as patch:
         patch.setattr(process, "kill", lambda: None)  # as if a driver held it in the kernel
         with pytest.raises(SetupError, match=f"trainer process {process.pid} cannot be killed"):
