@@ -24,7 +24,8 @@ examples/incidents.csv: | setup
 	$(BIN)/hpo demo-data -o $@
 
 test: setup
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not chaos and not gpu'
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not chaos' tests/unit tests/training tests/realdata tests/browser
+	$(BIN)/python -m pytest -q -m 'not chaos' tests/postgres tests/chaos  # these measure time: nothing beside them
 
 lint: setup
 	$(BIN)/ruff check .

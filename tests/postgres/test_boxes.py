@@ -114,7 +114,7 @@ def test_study_runs_without_a_network_once_the_model_is_fetched(
 def test_interrupted_trial_goes_on_on_another_box_from_the_bucket(
     database: URL, study_yaml: Path, bucket: dict[str, str], tmp_path: Path, start: Start
 ) -> None:
-    shared = ("checkpoints: {folder: s3://desk/shared, every_s: 0.1}",)
+    shared = ("checkpoints: {folder: s3://desk/shared, every_s: 0.5}",)
     whole, cut = (write_study(study_yaml, name, *shared) for name in ("whole", "cut"))
     for path in (whole, cut):
         run(start, database, "create", str(path))
