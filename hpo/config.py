@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated
 from typing import Any
 from typing import TypeVar
@@ -34,7 +33,6 @@ from objectives.config import Training
 from objectives.config import TrialConfig
 from objectives.evaluation import METRICS
 from objectives.evaluation import MetricName
-from objectives.incidents import check_sha256
 from objectives.incidents import file_sha256
 from objectives.presets import preset_columns
 from objectives.reading import DataError
@@ -56,7 +54,6 @@ MAY_CHANGE = (
     "patience_s",
 )  # they decide no result
 
-NONE: Mapping[str, Value] = MappingProxyType({})
 Section = TypeVar("Section", bound=BaseModel)
 Target = Annotated[float, Field(gt=0, le=1)]
 
@@ -151,18 +148,18 @@ def read_study_file(path: Path) -> StudyFile:
     return file.model_copy(update=change)
 
 
-def trial_config(file: StudyFile, parameters: Mapping[str, Value] = NONE, number: int = 0) -> TrialConfig:
-    """The configuration that trial `number` trains with."""
+def trial_config(file: StudyFile, parameters: Mapping[str, Value] | None = None, number: int = 0) -> TrialConfig:
+    """The configuration that trial `number` trains with; without parameters, what the file says itself."""
     return TrialConfig(
         incidents=file.incidents,
         labels=file.labels,
         splits=file.splits,
         pairs=file.pairs,
-        mining=_with(file.mining, parameters),
+        mining=_with(file.mining, parameters or {}),
         model=file.model,
         model_revision=file.model_revision,
         max_seq_tokens=file.max_seq_tokens,
-        training=_with(file.training, parameters),
+        training=_with(file.training, parameters or {}),
         seed=file.seed + number,
         threads=file.threads,
     )
@@ -226,8 +223,9 @@ def whole_incidents(incidents: Incidents, folder: Path) -> Incidents:
     file = at_hand(path)
     if incidents.dataset is not None:
         raise DataError("incidents.dataset: the service sets it; remove it")
-    check_sha256(incidents.model_copy(update={"path": str(file)}))
     change: dict[str, Any] = {"path": path, "sha256": file_sha256(file)}
+    if incidents.sha256 not in (None, change["sha256"]):
+        raise DataError(f"{path}: SHA-256 is {change['sha256'][:12]}…, the study file says {incidents.sha256}")
     if incidents.preset is not None:
         change |= {"preset": None, "columns": preset_columns(file, incidents.encoding, incidents.preset)}
     return incidents.model_copy(update=change)

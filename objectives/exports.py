@@ -30,7 +30,7 @@ from objectives.reading import read_rows
 CLASSES = ("category", "subcategory", "configuration_item", "assignment_group")
 LINKS = ("duplicate_of", "parent")
 LONGEST_DATE = 32
-Fields = dict[str, str]
+Fields = dict[str, Any]  # text all but `opened`
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,13 @@ class Export:
 
 def read_export(config: Incidents) -> Export:
     """Raises DataError for an unreadable or malformed file or a missing column."""
+    try:
+        return _read(config)
+    except DataError as error:  # of a URL's copy, whose name tells nobody anything
+        raise DataError(str(error).replace(str(at_hand(config.path)), config.path)) from None
+
+
+def _read(config: Incidents) -> Export:
     mask = make_masker({name for persons in _persons(config) for name in persons.split("\n") if name})
     changed, hashes, batches = Counter[str](), array("q"), []
     rows = _rows(config)
@@ -55,7 +62,7 @@ def read_export(config: Incidents) -> Export:
             fields["text"], masked = mask(text)
             changed.update(stripped)
             changed.update(masked)
-        batches.append(_columns([fields for fields in batch if fields["text"] and fields["category"]], config.columns))
+        batches.append(_columns([fields for fields in batch if fields["text"] and fields["category"]]))
     _check_unique(config, np.frombuffer(hashes, dtype=np.int64))
     kept = pa.Table.from_batches(batches).unify_dictionaries() if batches else None
     if not kept:
@@ -70,23 +77,24 @@ def _persons(config: Incidents) -> Iterator[str]:
         yield from (fields["persons"] for _, fields in _rows(config))
 
 
-def _columns(rows: list[Fields], columns: Columns) -> pa.RecordBatch:
+def _columns(rows: list[Fields]) -> pa.RecordBatch:
     def column(name: str) -> Any:
         return pa.array([fields[name] or None for fields in rows], pa.string())
 
-    opened = pa.array([_seconds(fields["opened"], columns.opened_format) for fields in rows], pa.float64())
+    opened = pa.array([fields["opened"] for fields in rows], pa.float64())
     classes = {name: column(name).dictionary_encode() for name in CLASSES}
     return pa.record_batch({name: column(name) for name in ("id", "text", *LINKS)} | classes | {"opened": opened})
 
 
 def _rows(config: Incidents) -> Iterator[tuple[int, Fields]]:
     """Line, and the fields that count, by what they are for. Checked but for the uniqueness of ids."""
-    path, rows = Path(config.path), read_rows(at_hand(config.path), config.encoding)
+    path = at_hand(config.path)
+    rows = read_rows(path, config.encoding)
     header = [name.strip() for name in next(rows, (1, []))[1]]
     _check_header(path, header, config.columns)
     for line, values in rows:
         fields = _pick(_by_name(header, values), config.columns)
-        _check_date(path, line, fields["opened"], config.columns.opened_format)
+        fields["opened"] = _opened(path, line, fields["opened"], config.columns.opened_format)
         if not fields["id"]:
             raise DataError(f"{path}:{line}: id '' is empty")
         yield line, fields
@@ -135,9 +143,10 @@ def _pick(fields: Fields, columns: Columns) -> Fields:
     return picked
 
 
-def _check_date(path: Path, line: int, text: str, form: str | None) -> None:
+def _opened(path: Path, line: int, text: str, form: str | None) -> float:
+    """Seconds since 1970; an incident without a date is older than any."""
     try:
-        _seconds(text, form)
+        return _seconds(text, form) if text else -math.inf
     except (ValueError, OverflowError, re.error):  # the last for a form that names a part twice
         text = text if len(text) <= LONGEST_DATE else f"{len(text)} characters"  # of a ticket, it seems
         expected = f"a date as {form!r}" if form else "an ISO 8601 date; name its form in columns.opened_format"
@@ -145,11 +154,9 @@ def _check_date(path: Path, line: int, text: str, form: str | None) -> None:
 
 
 def _seconds(text: str, form: str | None) -> float:
-    """Since 1970; an incident without a date is older than any. Without a zone, UTC. Raises ValueError."""
-    if not text:
-        return -math.inf
+    """Since 1970, without a zone in UTC; ISO 8601 is understood whatever form is declared."""
     try:
-        date = datetime.strptime(text, form or "")
+        date = datetime.strptime(text, form) if form else datetime.fromisoformat(text)
     except ValueError:
         date = datetime.fromisoformat(text)
     return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.feature_extraction.text import TfidfTransformer
 
+from objectives.cleaning import CJK
 from objectives.evaluation import FloatArray
 from objectives.incidents import UNKNOWN
 from objectives.incidents import IntArray
@@ -21,7 +22,6 @@ Kind = Literal["tfidf", "jaccard", "model"]
 Encode = Callable[[IntArray], NDArray[np.float32]]  # numbers of texts -> unit vectors, shape (texts, dimensions)
 BoolArray = NDArray[np.bool_]
 Barred = Callable[[IntArray, IntArray], BoolArray]  # of numbers of texts, by broadcasting
-CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # no spaces between words there
 WORDS = {"token_pattern": rf"(?u)[{CJK}]|\b\w\w+\b", "alternate_sign": False, "norm": None, "dtype": np.float32}
 COMMON = 0.1  # a word in more than this share of the texts tells little and costs most of the time
 LITTLE, BARRED = 1e-5, -2  # beside similarities

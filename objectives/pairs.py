@@ -25,7 +25,7 @@ from objectives.reading import DataError
 OVERSAMPLING = 4  # draws per wanted pair: repeats and wrong grades are thrown away
 POOL = 50_000  # incidents among which those alike are looked for: the cost stays linear
 SPLITS = ("train", "validation", "test")
-# An interval is as narrow as there are incidents, and each is encoded at every evaluation: 15,000 make it about 0.01.
+# An interval is as narrow as there are incidents, and every evaluation encodes each: 15,000 make it 0.005 either way.
 MOST_INCIDENTS, PAIRS_PER_INCIDENT = 15_000, 15
 HARD_NEGATIVES = 8  # per anchor of a held-out pair
 

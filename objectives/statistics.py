@@ -61,6 +61,7 @@ def statistics(config: TrialConfig, cache: Path | None = None) -> Statistics:
     levels, counts = np.unique(grades, return_counts=True)
     linked = _linked(table)
     agreement = _agreement(table, linked)
+    by_subcategory = data.ladder.positive == data.ladder.grades.get("same_subcategory", data.ladder.positive)
     share = float((grades >= data.ladder.positive).mean())
     sure = float((grades == data.ladder.grades.get("duplicate")).mean())
     return Statistics(
@@ -85,7 +86,7 @@ def statistics(config: TrialConfig, cache: Path | None = None) -> Statistics:
         held_out_grades=dict(zip(levels.tolist(), counts.tolist(), strict=True)),
         ceilings=ceilings(grades, data.ladder.positive),
         noise_ceilings=noise_ceilings(agreement["subcategory"], _shares(table.subcategory), share, sure)
-        if len(linked) >= REPEATED and "subcategory" in agreement
+        if len(linked) >= REPEATED and "subcategory" in agreement and by_subcategory
         else {},
     )
 

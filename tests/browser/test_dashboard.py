@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import closing
 from contextlib import suppress
 from http.client import HTTPConnection
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
+from typing import Any
 
 import optuna
 import psutil
@@ -26,10 +26,7 @@ from storage.native import PostgresStorage
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-CHROMIUM = Path("/usr/bin/chromium")
 REPOSITORY = Path(__file__).parents[2]
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-ARGUMENTS += ["--disable-component-update", "--disable-sync"]
 STUDY = """name: small
 incidents: {{path: {incidents}}}
 space:
@@ -88,19 +85,13 @@ def start(url: URL, port: int) -> psutil.Popen:
 
 
 @pytest.fixture
-def page(tmp_path: Path) -> Iterator[Page]:
-    """Of a Chromium with a profile of its own; without one the test is skipped, under HPO_TEST_ALL=1 it fails."""
-    if not CHROMIUM.exists() or find_spec("playwright") is None:
-        missing = f"no {CHROMIUM} or no playwright: apt-get install chromium, pip install playwright"
-        pytest.fail(missing) if os.environ.get("HPO_TEST_ALL") == "1" else pytest.skip(missing)
+def page(tmp_path: Path, chromium: dict[str, Any]) -> Iterator[Page]:
+    """Of a Chromium with a profile of its own."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as library:
         context = library.chromium.launch_persistent_context(
-            tmp_path / "profile",
-            executable_path=CHROMIUM,
-            args=ARGUMENTS,
-            viewport={"width": 1400, "height": 2100},
+            tmp_path / "profile", viewport={"width": 1400, "height": 2100}, **chromium
         )
         yield context.new_page()
         context.close()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 from typing import Any
@@ -17,8 +15,6 @@ import pytest
 
 from hpo.data_page import write_data_page
 from objectives.statistics import Statistics
-from tests.browser.test_dashboard import ARGUMENTS
-from tests.browser.test_dashboard import CHROMIUM
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -79,15 +75,12 @@ FOUND = Statistics(  # of an export that gives no cause for concern; its names a
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """One for all, started as for the dashboard; without one the tests are skipped, under HPO_TEST_ALL=1 they fail."""
-    if not CHROMIUM.exists() or find_spec("playwright") is None:
-        missing = f"no {CHROMIUM} or no playwright: apt-get install chromium, pip install playwright"
-        pytest.fail(missing) if os.environ.get("HPO_TEST_ALL") == "1" else pytest.skip(missing)
+def browser(chromium: dict[str, Any]) -> Iterator[Browser]:
+    """One for all."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as library:
-        started = library.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        started = library.chromium.launch(**chromium)
         yield started
         started.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -70,9 +71,9 @@ def losses(texts: list[str], batch: IntArray, memory: Memory, *, masked: bool) -
     optimization = Optimization(encoder, config, 1, memory, of_one_group if masked else None)
     seen: list[float] = []
     optimization._loss.register_forward_hook(lambda module, inputs, loss: seen.append(loss.item()))
-    encoder.model.train = lambda mode=True: encoder.model  # type: ignore[method-assign]  # no dropout
     encoder.model.eval()
-    optimization.step(batch)
+    with patch.object(encoder.model, "train"):  # no dropout
+        optimization.step(batch)
     return seen[0], expected
 
 

@@ -210,6 +210,18 @@ def test_a_file_that_changes_while_it_is_read_is_refused(export: Path, monkeypat
         read_incidents(config)
 
 
+def test_an_error_in_what_a_url_leads_to_names_the_url(export: Path) -> None:
+    export.write_text(HEADER + ONE + "2,short\n")
+    with pytest.raises(DataError, match=f"^file://{export}:3: found 2 fields"):
+        read_incidents(Incidents(path=f"file://{export}", columns=Columns(duplicate_of="duplicate_of")))
+
+
+def test_a_declared_form_goes_before_iso_8601(export: Path) -> None:
+    both = read_dated(export, "%Y%d%m", "20240302", "2024-03-02").opened
+    assert both is not None
+    assert both.tolist() == [1706918400.0, 1709337600.0]  # the third of February, the second of March
+
+
 def test_equal_configuration_items_of_other_subcategories_are_not_near(export: Path) -> None:
     rows = "1,a,b,software,mail,,srv1\n2,a,b,software,mail,,srv1\n3,a,b,software,web,,srv1\n4,a,b,software,mail,,\n"
     export.write_text(DATED + rows)
