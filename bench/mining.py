@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from scipy.stats import t
 
-from hpo.config import read_study_file
 from hpo.config import trial_config
+from hpo.study_file import read_study_file
 from objectives.config import Mining
 from objectives.config import Training
 from objectives.data import load_data

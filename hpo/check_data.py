@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from hpo.config import StudyFile
-from hpo.config import read_study_file
 from hpo.config import trial_config
-from hpo.config import whole_incidents
 from hpo.data_page import write_data_page
 from hpo.datasets import cache_folder
+from hpo.study_file import read_study_file
+from hpo.study_file import whole_incidents
 from objectives.config import PresetName
 from objectives.statistics import FEW
 from objectives.statistics import Statistics

@@ -9,6 +9,11 @@ from typing import Annotated
 
 import typer
 
+from hpo.subcommands import StudyName
+from hpo.subcommands import db
+from hpo.subcommands import space
+from hpo.subcommands import study as study_group
+
 app = typer.Typer(
     name="hpo",
     help="Searches the best way to fine-tune a model of incident similarity.",
@@ -17,11 +22,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-db = typer.Typer(help="The embedded PostgreSQL, used when HPO_STORAGE is not set.", no_args_is_help=True)
 app.add_typer(db, name="db")
+app.add_typer(space, name="space")
+app.add_typer(study_group, name="study")
 
 StudyPath = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Study file.")]
-StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study in the database.")]
 
 
 class Split(StrEnum):
@@ -36,17 +41,19 @@ class Preset(StrEnum):
 
 @app.command()
 def run(
-    study_file: StudyPath,
+    study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml|PLAN.yaml", help="Study file, or plan of several.")],
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default one per GPU, or 2.")] = None,
     out: Annotated[Path | None, typer.Option("-o", help="Folder for results; default runs/NAME.")] = None,
 ) -> None:
-    """Create a study, work on it with processes on this box, and export the best.
+    """Create a study, work on it with processes on this box, and export the best; of a plan, phase after phase.
 
     Example: hpo run examples/demo.yaml
     """
+    from hpo.phases import run_plan
+    from hpo.plan import is_plan
     from hpo.run import run_study
 
-    run_study(study_file, workers, out)
+    (run_plan if is_plan(study_file) else run_study)(study_file, workers, out)
 
 
 @app.command()
@@ -99,18 +106,45 @@ def status(
 
 
 @app.command()
-def resume(study: StudyName) -> None:
-    """Let a paused study go on.
+def trial(study: StudyName, number: Annotated[int, typer.Argument(metavar="N", help="Its number, from 0 on.")]) -> None:
+    """Say why a trial was proposed, how it went, and what ended it.
 
-    It paused because one bug had failed trials on several boxes; what failed before no longer counts.
-
-    Example: hpo resume demo
+    Example: hpo trial demo 7
     """
-    from hpo.pause import resume as resume_study
+    from hpo.display import make_console
+    from hpo.explain import explain
     from hpo.run import open_by_name
 
-    resume_study(open_by_name(study)[0])
-    print(f"study {study} goes on; start its workers again")
+    make_console().print(*explain(*open_by_name(study), number), sep="\n", soft_wrap=True)
+
+
+@app.command()
+def costs(study: StudyName) -> None:
+    """Show the trials that no other beats in quality, size, speed and training time at once.
+
+    Example: hpo costs demo
+    """
+    from hpo.costs import cost_table
+    from hpo.costs import frontier
+    from hpo.display import make_console
+    from hpo.run import open_by_name
+
+    found, file = open_by_name(study)
+    make_console().print(cost_table(frontier(found.get_trials(deepcopy=False)), file.constraints))
+
+
+@app.command("prune-audit")
+def prune_audit(
+    study: StudyName, as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False
+) -> None:
+    """Replay a study's curves: what would each pruner have saved, and what missed?
+
+    Example: hpo prune-audit demo
+    """
+    from hpo.audit import print_audit
+    from hpo.run import open_by_name
+
+    print_audit(*open_by_name(study), as_json=as_json)
 
 
 @app.command()
@@ -218,39 +252,6 @@ def demo_data(
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror})") from None
     print(f"{size} incidents: {out}")
-
-
-@db.command("start")
-def db_start() -> None:
-    """Start the embedded server if it is not running, and print its URL.
-
-    Example: hpo db start
-    """
-    from storage import embedded
-
-    print(embedded.start(embedded.default_home()))
-
-
-@db.command("stop")
-def db_stop() -> None:
-    """Stop the embedded server.
-
-    Example: hpo db stop
-    """
-    from storage import embedded
-
-    print("stopped" if embedded.stop(embedded.default_home()) else "was not running")
-
-
-@db.command("url")
-def db_url() -> None:
-    """Print the URL of the embedded server without starting it.
-
-    Example: hpo db url
-    """
-    from storage import embedded
-
-    print(embedded.url(embedded.default_home()))
 
 
 def main() -> None:

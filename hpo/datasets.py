@@ -14,6 +14,7 @@ from objectives.config import Incidents
 from objectives.incidents import cache_key
 from objectives.incidents import check_sha256
 from objectives.incidents import kept_incidents
+from storage import datasets
 from storage.embedded import default_home
 from storage.native import PostgresStorage
 
@@ -36,7 +37,7 @@ def fetch(storage: PostgresStorage | None, incidents: Incidents) -> None:
     for _ in range(TRIES):  # somebody may be cleaning
         if is_here(incidents) or incidents.sha256 is None:
             return
-        content = storage.fetch_dataset(incidents.dataset) if storage and incidents.dataset else None
+        content = datasets.fetch(storage.ask, incidents.dataset) if storage and incidents.dataset else None
         if content is None:
             kept_incidents(incidents, cache_folder())
         else:

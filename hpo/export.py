@@ -15,13 +15,13 @@ from pydantic import model_validator
 
 from hpo.config import StudyFile
 from hpo.config import fingerprint
-from hpo.config import searched
 from hpo.config import trial_config
 from hpo.errors import InputError
 from hpo.files import write_text
 from hpo.status import best_trials
 from hpo.study import BASELINE
 from hpo.study import VERSIONS
+from hpo.study import parameters_of
 from hpo.yamlfile import read_yaml
 from hpo.yamlfile import write_yaml
 from objectives.config import STRICT
@@ -131,7 +131,7 @@ def read_best_file(path: Path) -> tuple[BestFile, Job]:
 
 
 def _best_file(study: optuna.Study, file: StudyFile, trial: FrozenTrial) -> BestFile:
-    config = trial_config(file, {name: trial.params[name] for name in searched(file).parameters}, trial.number)
+    config = trial_config(file, parameters_of(trial), trial.number)
     training, found = config.training.model_dump(), trial.user_attrs
     return BestFile(
         schema_version=SCHEMA_VERSION,

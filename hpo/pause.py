@@ -24,9 +24,9 @@ def pause_reason(study: optuna.Study) -> str | None:
     first = study._storage.get_study_system_attrs(study._study_id).get(RESUMED, 0)
     if (found := _shared_bug(failed, first)) is None:
         return None
-    bug, trials, boxes = found
-    name = study.study_name
-    return f"study {name} is paused: {trials} trials on {boxes} boxes failed of {bug}. Mend it, then: hpo resume {name}"
+    name, (bug, trials, boxes) = study.study_name, found
+    why = f"{trials} trials on {boxes} boxes failed of {bug}"
+    return f"study {name} is paused: {why}. Mend it, then: hpo study resume {name}"
 
 
 def resume(study: optuna.Study) -> None:

@@ -17,7 +17,6 @@ from rich.live import Live
 from sqlalchemy import URL
 
 from hpo.config import StudyFile
-from hpo.config import read_study_file
 from hpo.config import trial_config
 from hpo.connect import storage_url
 from hpo.datasets import cache_folder
@@ -39,6 +38,7 @@ from hpo.status import compare
 from hpo.status import take_snapshot
 from hpo.study import create_study
 from hpo.study import open_study
+from hpo.study_file import read_study_file
 from objectives.data import Data
 from objectives.data import load_data
 from objectives.data import needs_model
@@ -58,16 +58,19 @@ def run_study(path: Path, workers: int | None, out: Path | None) -> None:
     make_folder(folder / "logs")
     console = make_console()
     snapshot = take_snapshot(study, file)
-    if snapshot.finished < file.budget.trials:
-        _work_in_view(console, url, file, study, workers or default_workers(), folder)
+    if not snapshot.is_over:
+        work_in_view(console, url, file, study, workers or default_workers(), folder)
     else:
         console.print(f"study {file.name} is complete: {snapshot.finished} trials recorded")
     _print_end(console, study, file, folder)
 
 
 def create_from_file(path: Path) -> tuple[URL, StudyFile, optuna.Study]:
+    return create(read_study_file(path))
+
+
+def create(file: StudyFile) -> tuple[URL, StudyFile, optuna.Study]:
     """The data are read before the database is touched: bad input leaves an earlier study as it was."""
-    file = read_study_file(path)
     config = trial_config(file)
     data = load_data(config, cache_folder())
     if not needs_model(config.mining):
@@ -102,8 +105,8 @@ def print_status(name: str, *, watch: bool, as_json: bool) -> None:
         with suppress(KeyboardInterrupt):
             _watch(console, study, file)
         snapshot = take_snapshot(study, file)
-    paused = [snapshot.paused] if snapshot.paused else []
-    console.print(status_line(snapshot), *running_lines(snapshot), *paused, sep="\n", soft_wrap=True)
+    why = [text for text in (snapshot.paused, snapshot.ended and f"ended: {snapshot.ended}") if text]
+    console.print(status_line(snapshot), *running_lines(snapshot), *why, sep="\n", soft_wrap=True)
     if rows := compare(snapshot, file):
         console.print(comparison_table(rows))
 
@@ -111,12 +114,12 @@ def print_status(name: str, *, watch: bool, as_json: bool) -> None:
 def _watch(console: Console, study: optuna.Study, file: StudyFile) -> None:
     """Returns when the study is finished."""
     with Live(console=console, transient=True) as live:
-        while (snapshot := take_snapshot(study, file)).finished < snapshot.budget:
+        while not (snapshot := take_snapshot(study, file)).is_over:
             live.update(live_view(snapshot))
             time.sleep(WATCH_S)
 
 
-def _work_in_view(console: Console, url: URL, file: StudyFile, study: optuna.Study, workers: int, folder: Path) -> None:
+def work_in_view(console: Console, url: URL, file: StudyFile, study: optuna.Study, workers: int, folder: Path) -> None:
     """A live view in a terminal; in a pipe a line whenever a trial has ended."""
     printed = -1
     live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
@@ -141,6 +144,8 @@ def _work_in_view(console: Console, url: URL, file: StudyFile, study: optuna.Stu
 def _print_end(console: Console, study: optuna.Study, file: StudyFile, folder: Path) -> None:
     snapshot = take_snapshot(study, file)
     rows = compare(snapshot, file)
+    if snapshot.ended:
+        console.print(f"ended after {snapshot.finished} trials: {snapshot.ended}", soft_wrap=True)
     if not rows:
         raise HpoError(f"no trial of study {file.name!r} was completed; see {folder / 'logs'}")
     console.print(comparison_table(rows))
@@ -160,4 +165,5 @@ def _as_json(snapshot: Snapshot) -> dict[str, object]:
         "best_spearman": snapshot.best_spearman,
         "time_left_s": snapshot.time_left_s,
         "paused": snapshot.paused,
+        "ended": snapshot.ended,
     }

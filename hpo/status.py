@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import optuna
@@ -12,7 +13,10 @@ from hpo.config import StudyFile
 from hpo.pause import pause_reason
 from hpo.study import BASELINE
 from hpo.study import is_baseline
+from hpo.study import is_copied
+from hpo.study import ours
 from objectives.evaluation import METRICS
+from storage import terms
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,15 @@ class Snapshot:
     time_left_s: float | None  # None before the first outcome and while nothing runs
     trials: tuple[FrozenTrial, ...]
     paused: str | None  # why
+    ended: str | None  # why, before its trials were used up
 
     @property
     def finished(self) -> int:
         return self.counts["complete"] + self.counts["pruned"] + self.counts["failed"]
+
+    @property
+    def is_over(self) -> bool:
+        return self.finished >= self.budget or self.ended is not None
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,8 @@ class Comparison:
 
 
 def take_snapshot(study: optuna.Study, file: StudyFile) -> Snapshot:
-    trials = tuple(study.get_trials(deepcopy=False))
+    trials = tuple(trial for trial in study.get_trials(deepcopy=False) if not is_copied(trial))
+    found = terms.read(ours(study).ask, study._study_id)
     states = [trial.state for trial in trials]
     best = best_trials(trials, 1)
     counts = {
@@ -63,14 +73,20 @@ def take_snapshot(study: optuna.Study, file: StudyFile) -> Snapshot:
         best_spearman=best[0].value if best else None,
         time_left_s=_time_left_s(trials, file.budget.trials),
         trials=trials,
-        paused=pause_reason(study),
+        paused=pause_reason(study) or _by_hand(study, found),
+        ended=found.ended if found else None,
     )
 
 
-def best_trials(trials: tuple[FrozenTrial, ...], top: int) -> list[FrozenTrial]:
-    """Completed trials, highest Spearman first; of equals the earlier."""
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
-    return sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))[:top]
+def complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Of this study, and with a value."""
+    return [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None and not is_copied(t)]
+
+
+def best_trials(trials: Sequence[FrozenTrial], top: int) -> list[FrozenTrial]:
+    """Completed trials that keep the study's constraints, highest Spearman first; of equals the earlier."""
+    feasible = [t for t in complete(trials) if all(excess <= 0 for excess in t.constraints.values())]
+    return sorted(feasible, key=lambda trial: (-(trial.value or 0.0), trial.number))[:top]
 
 
 def compare(snapshot: Snapshot, file: StudyFile) -> list[Comparison]:
@@ -96,6 +112,11 @@ def compare(snapshot: Snapshot, file: StudyFile) -> list[Comparison]:
         )
         for metric in METRICS
     ]
+
+
+def _by_hand(study: optuna.Study, found: terms.Terms | None) -> str | None:
+    name = study.study_name
+    return f"study {name} is paused; let it go on: hpo study resume {name}" if found and found.paused else None
 
 
 def _time_left_s(trials: tuple[FrozenTrial, ...], budget: int) -> float | None:

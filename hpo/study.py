@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from importlib.metadata import version
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
+from optuna.trial import TrialState
 from pydantic import ValidationError
 from sqlalchemy import URL
 
 from hpo.config import StudyFile
+from hpo.config import baselines
 from hpo.config import identity
 from hpo.config import searched
 from hpo.errors import InputError
 from hpo.errors import SetupError
 from objectives.model_files import pin
+from search_spaces.space import Values
+from search_spaces.space import is_there
+from storage import datasets
 from storage.native import PostgresStorage
 from storage.schema import creation_lock
 
 CONFIG = "hpo:config"
 VERSIONS = "hpo:versions"
-BASELINE = "baseline"  # a trial's user attribute: the name of the recipe
+# A trial's user attributes: the name of its recipe; what that sets beyond the space; the trial that it is a copy of.
+BASELINE, OVERRIDES, COPIED = "baseline", "overrides", "copied_from"
+FIRST = 5  # of a study whose trials do not compare, to be tried first
 PACKAGES = ("incident-hpo", "optuna", "sentence-transformers", "transformers", "torch", "numpy")
 
 
@@ -45,12 +51,15 @@ def create_study(url: URL, storage: PostgresStorage, file: StudyFile, dataset: b
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names(["spearman"])  # how the dashboard labels its axes
         # Each time anew: the budget, the targets and the place of the data may change.
-        storage.manage(study._study_id, file.budget.trials, file.lease_s)
+        manage(storage, study, file)
         if dataset is not None:
-            sha256 = storage.store_dataset(study._study_id, dataset)
+            sha256 = datasets.store(storage.ask, study._study_id, dataset)
             file = file.model_copy(update={"incidents": file.incidents.model_copy(update={"dataset": sha256})})
         storage.set_study_system_attr(study._study_id, CONFIG, file.model_dump_json())
         _enqueue_baselines(study, file)
+        for name in file.warm_start:
+            _warm_start(storage, study, file, name)
+        manage(storage, study, file)
         if VERSIONS not in storage.get_study_system_attrs(study._study_id):
             storage.set_study_system_attr(study._study_id, VERSIONS, installed_versions())  # last: the study is made
     return study
@@ -64,6 +73,12 @@ def open_study(storage: optuna.storages.BaseStorage, name: str) -> tuple[optuna.
         names = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none yet"
         raise InputError(f"no study {name!r} in this database; there are: {names}") from None
     return study, _stored_file(study)
+
+
+def ours(study: optuna.Study) -> PostgresStorage:
+    """The storage of a study that open_study returned."""
+    assert isinstance(study._storage, PostgresStorage)
+    return study._storage
 
 
 def refuse_other_versions(study: optuna.Study) -> None:
@@ -81,16 +96,15 @@ def installed_versions() -> dict[str, Any]:
     return {name: version(name) for name in PACKAGES}
 
 
-def make_sampler(file: StudyFile, number: int) -> optuna.samplers.BaseSampler:
-    """A sampler for one trial, seeded by study and trial: no two workers ever draw with the same seed."""
-    digest = hashlib.sha256(f"{file.seed}:{number}".encode()).digest()
-    return optuna.samplers.TPESampler(seed=int.from_bytes(digest[:4], "big"))
+def is_copied(trial: FrozenTrial) -> bool:
+    """Of another study: it counts for what is known, not for what was done here."""
+    return COPIED in trial.user_attrs
 
 
-def make_pruner(file: StudyFile) -> optuna.pruners.BasePruner:
-    return optuna.pruners.MedianPruner(
-        n_startup_trials=file.pruner.startup_trials, n_warmup_steps=file.pruner.warmup_examples
-    )
+def parameters_of(trial: FrozenTrial | optuna.Trial) -> Values:
+    """All that differs from the study file: what was searched, and what a baseline sets beyond that."""
+    values: Values = trial.params | trial.user_attrs.get(OVERRIDES, {})
+    return values
 
 
 def is_baseline(trial: FrozenTrial | optuna.Trial) -> bool:
@@ -140,8 +154,54 @@ def _stored_file(study: optuna.Study) -> StudyFile:
         ) from None
 
 
+def manage(storage: PostgresStorage, study: optuna.Study, file: StudyFile) -> None:
+    """The budget is the file's from now on; trials copied from other studies do not count."""
+    copied = sum(is_copied(trial) for trial in study.get_trials(deepcopy=False))
+    budget = file.budget
+    storage.manage(study._study_id, budget.trials + copied, file.lease_s, budget.hours, budget.gpu_hours)
+
+
 def _enqueue_baselines(study: optuna.Study, file: StudyFile) -> None:
     there = {trial.user_attrs.get(BASELINE) for trial in study.get_trials(deepcopy=False)}
-    for name, parameters in searched(file).baselines.items():
+    for name, values in baselines(file).items():
         if name not in there:
-            study.enqueue_trial(dict(parameters), user_attrs={BASELINE: name})
+            _enqueue(study, file, name, values)
+
+
+def _enqueue(study: optuna.Study, file: StudyFile, name: str, values: Values) -> None:
+    """What the space has is its parameters, within the bounds or not; the rest goes beside them."""
+    standing = file.training.model_dump() | file.mining.model_dump()
+    settings = standing | values
+    parameters = Values()
+    for key, parameter in searched(file).items():
+        if is_there(parameter, parameters):
+            parameters[key] = settings[key]
+    overrides = {key: value for key, value in values.items() if key not in parameters and value != standing[key]}
+    study.enqueue_trial(parameters, user_attrs={BASELINE: name} | ({OVERRIDES: overrides} if overrides else {}))
+
+
+def _warm_start(storage: PostgresStorage, study: optuna.Study, file: StudyFile, name: str) -> None:
+    """Trials of a study of the same kind come with their curves and scores; of others, the best are tried first."""
+    other, theirs = open_study(storage, name)
+    if searched(theirs) != searched(file):
+        raise InputError(f"warm_start: study {name!r} searches another space; only one with the same can be used")
+    there = {
+        trial.user_attrs.get(COPIED) or trial.user_attrs.get(BASELINE) for trial in study.get_trials(deepcopy=False)
+    }
+    ended = [trial for trial in other.get_trials() if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    if _comparable(theirs) == _comparable(file):
+        for trial in ended:
+            trial.set_user_attr(COPIED, f"{name}#{trial.number}")
+            if trial.user_attrs[COPIED] not in there:
+                study.add_trial(trial)
+        return
+    best = sorted((trial for trial in ended if trial.value is not None), key=lambda trial: -(trial.value or 0.0))
+    for trial in best[:FIRST]:
+        if f"{name}#{trial.number}" not in there:
+            _enqueue(study, file, f"{name}#{trial.number}", parameters_of(trial))
+
+
+def _comparable(file: StudyFile) -> dict[str, Any]:
+    """What must be equal for scores of two studies to compare."""
+    keys = ("incidents", "labels", "splits", "pairs", "mining", "model", "max_seq_tokens", "training", "threads")
+    return {key: value for key, value in identity(file).items() if key in keys}

@@ -19,13 +19,13 @@ from hpo.errors import HpoError
 from hpo.errors import InputError
 from hpo.export import read_best_file
 from hpo.files import write_text
+from hpo.study import ours
 from objectives.data import load_data
 from objectives.data import needs_model
 from objectives.data import train_pairs
 from objectives.evaluation import METRICS
 from objectives.grades import grade
 from objectives.model_files import fetch
-from storage.native import PostgresStorage
 
 OUT_OF_MEMORY = (
     "out of memory. In best.yaml, set loss.name to CachedMultipleNegativesRankingLoss and loss.mini_batch_size to half "
@@ -73,8 +73,7 @@ def write_pairs(study: optuna.Study, file: StudyFile, split: str, out: Path) -> 
     Training pairs are those of the study file, whatever a search varies of them. Raises InputError, DataError.
     """
     config = trial_config(file)
-    assert isinstance(study._storage, PostgresStorage)
-    fetch_incidents(study._storage, config.incidents)
+    fetch_incidents(ours(study), config.incidents)
     data, altered = load_data(config, cache_folder()), list[str]()
     if split == "validation":
         anchors, others, grades = data.validation.anchors, data.validation.others, data.validation.grades

@@ -42,7 +42,7 @@ PASSED_ON = (
 )
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}  # its worker has fetched the model
 Verdict = str
-OnStart = Callable[[int, list[tuple[int, float]]], None]
+OnStart = Callable[[int, int, list[tuple[int, float]]], None]
 OnReport = Callable[[int, float, dict[str, float]], Verdict]
 STOP_S = 8.0  # from being asked to stop until the trainer is killed
 KILL_S = 20.0  # from SIGTERM to SIGKILL for one that hangs
@@ -67,8 +67,8 @@ class TrainerProcess:
     def run(
         self, job: Job, on_start: OnStart, on_report: OnReport, on_checkpoint: Callable[[], None] = lambda: None
     ) -> dict[str, Any]:
-        """One trial; returns the message that ended it. `on_start` gets what need not be repeated: how many examples,
-        and the steps and scores on the way.
+        """One trial; returns the message that ended it. `on_start` gets the examples of the whole plan, and what need
+        not be repeated: how many examples, and the steps and scores on the way.
 
         Raises TrainerDied.
         """
@@ -101,7 +101,7 @@ class TrainerProcess:
             message = self._receive(process, wait_s)
             if message["event"] == "started":
                 self._has_begun = True
-                on_start(message["examples"], message["curve"])
+                on_start(message["planned"], message["examples"], message["curve"])
                 wait_s = self.deadlines.idle_s
             elif message["event"] in ("alive", "report", "checkpoint"):
                 wait_s = max(wait_s, SLOWER * (time.monotonic() - asked - ALIVE_S))

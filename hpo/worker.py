@@ -18,29 +18,33 @@ from pydantic import ValidationError
 from sqlalchemy import URL
 
 from hpo.config import StudyFile
-from hpo.config import searched
 from hpo.config import trial_config
+from hpo.costs import violations
 from hpo.datasets import cache_folder
 from hpo.datasets import fetch as fetch_incidents
 from hpo.datasets import is_here
+from hpo.ending import end_if_due
 from hpo.errors import HpoError
 from hpo.errors import InputError
 from hpo.errors import Interrupted
 from hpo.errors import SetupError
 from hpo.memory import ladder
 from hpo.pause import pause_reason
+from hpo.proposals import propose
+from hpo.pruning import PLANNED
+from hpo.pruning import WHY_PRUNED
+from hpo.pruning import decide_of
 from hpo.shared_checkpoints import SharedCheckpoints
 from hpo.study import is_baseline
-from hpo.study import make_pruner
-from hpo.study import make_sampler
 from hpo.study import open_study
+from hpo.study import parameters_of
 from hpo.study import refuse_other_versions
 from hpo.trainer_process import TrainerDied
 from hpo.trainer_process import TrainerProcess
 from objectives.config import Job
 from objectives.model_files import fetch
 from objectives.reading import DataError
-from search_spaces.space import suggest
+from storage import terms
 from storage.connection import Unavailable
 from storage.keeper import Keeper
 from storage.leases import Claim
@@ -82,14 +86,14 @@ def work(url: URL, name: str) -> int:
     logger.info("model %s: %s", file.model, fetch(file.model, file.model_revision))  # the trainer asks no hub
     checkpoints = SharedCheckpoints(file.name, file.checkpoints.folder)
     checkpoints.tidy(trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished())
-    study.pruner = make_pruner(file)
+    study.pruner = optuna.pruners.NopPruner()  # hpo/pruning.py asks Optuna's
     _stop_on_signals(trainer)
     keeper = Keeper(storage, url, study._study_id, file.lease_s)
     keeper.start()
     try:
         return _claim_and_run(Worker(_own_name(), study, storage, file, keeper, trainer, checkpoints))
     except KeyError:
-        if storage.terms(study._study_id) is not None:
+        if terms.read(storage.ask, study._study_id) is not None:
             raise
         raise InputError(f"study {name!r} was deleted while this worker ran; its trial is gone with it") from None
     finally:
@@ -123,10 +127,13 @@ def _stop_on_signals(trainer: TrainerProcess) -> None:
 def _claim_and_run(worker: Worker) -> int:
     last: list[str] = []
     while not worker.trainer.stopped:
+        end_if_due(worker.storage, worker.study, worker.file)
         claim = worker.storage.claim(worker.study._study_id, worker.name)
         if claim.verdict == "done":
             return 0
         if claim.trial_id is None:
+            if claim.verdict == "paused":
+                worker.trainer.discard()  # somebody wants the device
             time.sleep(POLL_S)
             continue
         if reason := pause_reason(worker.study):  # asked now, as the claim's reply has brought the others' trials
@@ -158,7 +165,7 @@ def _run_trial(worker: Worker, claim: Claim) -> str:
         if message["event"] == "device":
             worker.trainer.discard()  # its context is beyond use
             return _give_back(worker, claim, number, message["message"], "device")
-        _record(worker.study, claim.trial_id, message | {"worker": worker.name})
+        _record(worker.study, worker.file, claim.trial_id, message | {"worker": worker.name})
         worker.checkpoints.remove(number)
     except SetupError:
         worker.keeper.drop()
@@ -177,10 +184,9 @@ def _run_trial(worker: Worker, claim: Claim) -> str:
 
 
 def _train(worker: Worker, trial_id: int) -> dict[str, Any]:
-    worker.study.sampler = make_sampler(worker.file, worker.storage.get_trial(trial_id).number)
-    trial = optuna.Trial(worker.study, trial_id)
-    parameters = suggest(searched(worker.file).parameters, trial)
-    worker.storage.flush(trial_id)  # a worker that dies from here on leaves a trial that another can run as it is
+    # Stored whole: a worker that dies from here on leaves a trial that another can run as it is.
+    trial = propose(worker.storage, worker.study, worker.file, trial_id)
+    parameters = parameters_of(trial)
     logger.info("trial %d started: %s", trial.number, parameters)
     _have_incidents(worker.storage, worker.file)  # they may have been cleaned away
     try:
@@ -198,7 +204,7 @@ def _train(worker: Worker, trial_id: int) -> dict[str, Any]:
     for memory in ladder(job.config):
         rung = job.model_copy(update={"memory": memory})
         send = partial(worker.checkpoints.send, trial.number)
-        message = worker.trainer.run(rung, partial(_on_start, worker, trial), partial(_on_report, trial), send)
+        message = worker.trainer.run(rung, partial(_on_start, worker, trial), partial(_on_report, worker, trial), send)
         if message["event"] != "out_of_memory":
             return message
         logger.warning("trial %d ran out of memory (%s): %s", trial.number, memory, message["message"])
@@ -206,8 +212,10 @@ def _train(worker: Worker, trial_id: int) -> dict[str, Any]:
     return message | {"event": "infeasible", "reason": "OutOfMemory"}
 
 
-def _on_start(worker: Worker, trial: optuna.Trial, examples: int, curve: list[tuple[int, float]]) -> None:
+def _on_start(worker: Worker, trial: optuna.Trial, planned: int, examples: int, curve: list[tuple[int, float]]) -> None:
     """What an earlier run reported and this one need not repeat is reported again: the claim began with nothing."""
+    if PLANNED not in trial.user_attrs:
+        trial.set_user_attr(PLANNED, planned)
     for step, spearman in curve:
         _report(trial, step, spearman)
     if examples:
@@ -215,11 +223,14 @@ def _on_start(worker: Worker, trial: optuna.Trial, examples: int, curve: list[tu
         logger.info("trial %d goes on from %d examples", trial.number, examples)
 
 
-def _on_report(trial: optuna.Trial, step: int, epoch: float, scores: dict[str, float]) -> str:
+def _on_report(worker: Worker, trial: optuna.Trial, step: int, epoch: float, scores: dict[str, float]) -> str:
     """Baselines are never pruned: the table at the end compares with their full training."""
     _report(trial, step, scores["spearman"])
     logger.info("trial %d epoch %.2f: spearman %.4f", trial.number, epoch, scores["spearman"])
-    return "prune" if not is_baseline(trial) and trial.should_prune() else "go on"
+    if is_baseline(trial) or (decision := decide_of(worker.study, worker.file, trial.number)) is None:
+        return "go on"
+    trial.set_user_attr(WHY_PRUNED, decision.why)
+    return decision.verdict
 
 
 def _report(trial: optuna.Trial, step: int, spearman: float) -> None:
@@ -228,13 +239,15 @@ def _report(trial: optuna.Trial, step: int, spearman: float) -> None:
         trial.report(spearman, step)
 
 
-def _record(study: optuna.Study, trial_id: int, message: dict[str, Any]) -> None:
+def _record(study: optuna.Study, file: StudyFile, trial_id: int, message: dict[str, Any]) -> None:
     """One round trip: attributes and outcome go together."""
     trial = optuna.Trial(study, trial_id)
     scores = message.get("scores", {})
     attributes = {key: value for key, value in message.items() if key not in ("event", "scores")}
     for key, value in (scores | attributes).items():
         trial.set_user_attr(key, value)
+    for name, excess in violations(file, message).items():
+        trial.set_constraint(name, excess)
     if message["event"] == "infeasible":
         # Told as pruned with a violated constraint, so that the sampler learns to stay away.
         trial.set_constraint(message["reason"], 1.0)

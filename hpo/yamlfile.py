@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from typing import TypeVar
@@ -29,16 +30,36 @@ MAX_BYTES = 256 * 1024
 Model = TypeVar("Model", bound=BaseModel)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where in a file something is written, for errors that show only when it is put together with something else."""
+
+    path: Path
+    location: tuple[int | str, ...] = ()
+
+    def below(self, *names: int | str) -> Place:
+        return Place(self.path, (*self.location, *names))
+
+    def error(self, message: str) -> InputError:
+        """Names the line of what stands there, or of the nearest thing around it."""
+        line, _ = _locate(_parse(self.path, _read_text(self.path))[0], self.location, is_missing=False)
+        return InputError(f"{self.path}:{line}: {message}")
+
+
 def read_yaml(path: Path, model: type[Model]) -> Model:
     """Raises InputError that names the file, and the line where there is one."""
-    text = _read_text(path)
-    tree, value = _parse(path, text)
+    return validated(_parse(path, _read_text(path))[1], model, Place(path))
+
+
+def validated(value: Any, model: type[Model], place: Place) -> Model:
+    """`place`: where the value was read from. Raises InputError with its line."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
         first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")  # a typo hides what it meant
-        line, name = _locate(tree, first["loc"], is_missing=first["type"] == "missing")
-        raise InputError(f"{path}:{line}: {_sentence(first, name)}") from None
+        tree, is_missing = _parse(place.path, _read_text(place.path))[0], first["type"] == "missing"
+        line, name = _locate(tree, (*place.location, *first["loc"]), is_missing=is_missing)
+        raise InputError(f"{place.path}:{line}: {_sentence(first, name)}") from None
 
 
 def write_yaml(value: dict[str, Any], comment: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,9 @@ class Result:
     device: str
     precision: str
     deterministic: bool
+    train_s: float
+    texts_per_s: float  # encoded in the last evaluation
+    model_mib: float  # as it is saved
     micro_batch: int | None  # None: batches were computed at once
     gradient_checkpointing: bool
 
@@ -104,7 +108,9 @@ def finetune(
 
     masked = is_alike if config.mining.false_negatives == "mask" else None
     run = fit(encoder, mined.ends, config.training, config.seed, evaluate, report, interruptions, memory, masked)
-    ranking, pairs = rank_validation(encoder, data, interruptions.check), data.validation
+    began, pairs = time.monotonic(), data.validation
+    ranking = rank_validation(encoder, data, interruptions.check)
+    encode_s = time.monotonic() - began
     pruned = run.stop_reason == "pruned"
     result = Result(
         scores=score(ranking),
@@ -118,6 +124,9 @@ def finetune(
         device=device_name(),
         precision=resolved(config.training.precision, encoder.model),
         deterministic=is_deterministic(),
+        train_s=run.train_s,
+        texts_per_s=len(np.union1d(pairs.anchors, pairs.others)) / encode_s,
+        model_mib=sum(weights.nbytes for weights in encoder.whole().state_dict().values()) / 2**20,
         **memory.model_dump(),
     )
     return Finetuned(result, encoder)

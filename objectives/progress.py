@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-StopReason = Literal["completed", "early_stopping", "pruned"]
+StopReason = Literal["completed", "early_stopping", "pruned", "overtaken"]
 Scores = dict[str, float]
 
 
@@ -33,7 +33,7 @@ class Progress:
     scores: Scores
 
 
-Verdict = Literal["go on", "prune"]
+Verdict = Literal["go on", "prune", "overtaken"]
 Report = Callable[[Progress], Verdict]
 
 
@@ -45,8 +45,8 @@ class Interruptions:
     every_s: float = 60.0
     trial: str = ""  # what the checkpoints are of: those of anything else are not used
     is_asked: Callable[[], bool] = lambda: False
-    on_start: Callable[[int, list[Progress]], None] = lambda examples, curve: None  # what it need not repeat
-
+    # Examples of the whole plan, and what need not be repeated: examples seen, and the curve so far.
+    on_start: Callable[[int, int, list[Progress]], None] = lambda planned, examples, curve: None
     on_checkpoint: Callable[[], None] = lambda: None
 
     def check(self) -> None:
@@ -68,3 +68,4 @@ class Fit:
     best: Progress | None = None
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
     evaluations_since_best: int = 0
+    train_s: float = 0.0  # evaluations included

@@ -63,6 +63,7 @@ def resume(optimization: Optimization, interruptions: Interruptions) -> Fit:
         best=best,
         best_weights={name: tensor.to(_device(optimization)) for name, tensor in _part(tensors, "best").items()},
         evaluations_since_best=facts["evaluations_since_best"],
+        train_s=facts.get("train_s", 0.0),
     )
 
 
@@ -76,6 +77,7 @@ def _checkpoint(optimization: Optimization, run: Fit, trial: str) -> Checkpoint:
         "curve": [asdict(progress) for progress in run.curve],
         "best": run.curve.index(run.best) if run.best else None,
         "evaluations_since_best": run.evaluations_since_best,
+        "train_s": run.train_s,
         "param_groups": optimizer["param_groups"],
         "schedule": schedule | {"lr_lambdas": [None]},
     }

@@ -120,9 +120,9 @@ def _train(job: Job, pipe: Pipe) -> str:
         pipe.send(_line("report", **asdict(progress)))
         return json.loads(pipe.receive())
 
-    def on_start(examples: int, curve: list[Progress]) -> None:
+    def on_start(planned: int, examples: int, curve: list[Progress]) -> None:
         steps = [(progress.step, progress.scores["spearman"]) for progress in curve]
-        pipe.send(_line("started", examples=examples, curve=steps))
+        pipe.send(_line("started", planned=planned, examples=examples, curve=steps))
 
     interruptions = Interruptions(
         folder=Path(job.checkpoint_folder) if job.checkpoint_folder else None,

@@ -8,6 +8,7 @@ of examples seen, whatever the batch size), no hidden filter of NaN, an order of
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from itertools import islice
@@ -55,12 +56,14 @@ def fit(
     steps = config.epochs * math.ceil(len(ends) / config.batch_size)
     optimization = Optimization(encoder, config, steps, memory, is_alike)
     run = resume(optimization, interruptions)
-    interruptions.on_start(run.examples, run.curve)
+    interruptions.on_start(config.epochs * len(ends), run.examples, run.curve)
+    began = time.monotonic() - run.train_s
     evaluations = _evaluation_steps(config.epochs * len(ends), config.eval_every_examples)
     batches = islice(_batches(len(ends), config.batch_size, config.epochs, seed), run.batches, None)
     keep = Keeper(optimization, run, interruptions)
     try:
         while run.stop_reason == "completed" and len(run.curve) < len(evaluations):
+            run.train_s = time.monotonic() - began
             keep.now_and_then()
             if run.examples >= evaluations[len(run.curve)]:
                 progress = Progress(evaluations[len(run.curve)], run.examples / len(ends), evaluate())
@@ -97,7 +100,7 @@ def _judge(run: Fit, progress: Progress, encoder: Encoder, config: Training, ver
         run.best = progress
         run.best_weights = {name: value.clone() for name, value in encoder.model.state_dict().items()}
         run.evaluations_since_best = 0
-    if verdict == "prune":
-        run.stop_reason = "pruned"
+    if verdict != "go on":
+        run.stop_reason = "pruned" if verdict == "prune" else "overtaken"
     elif config.patience != "off" and progress.epoch >= config.min_epochs:
         run.stop_reason = "early_stopping" if run.evaluations_since_best >= config.patience else "completed"

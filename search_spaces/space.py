@@ -1,15 +1,21 @@
-"""Declared search spaces: what a parameter may be, and how Optuna is asked for it."""
+"""Declared search spaces: what a parameter may be, when it is there, and how Optuna is asked for it."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from typing import Annotated
+from typing import Any
 from typing import Literal
 
 from pydantic import BaseModel
+from pydantic import BeforeValidator
 from pydantic import ConfigDict
+from pydantic import Discriminator
 from pydantic import Field
+from pydantic import Tag
 from pydantic import model_validator
 
 if TYPE_CHECKING:
@@ -17,6 +23,17 @@ if TYPE_CHECKING:
 
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 Value = str | int | float
+Values = dict[str, Value]
+Location = tuple[str, ...]  # in a file
+# Values that categorical parameters above must have for this one to be there.
+When = dict[
+    str,
+    Annotated[
+        tuple[Value, ...],
+        Field(strict=False, min_length=1),
+        BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value]),
+    ],
+]
 
 
 class FloatRange(BaseModel):
@@ -25,10 +42,12 @@ class FloatRange(BaseModel):
     low: float
     high: float
     log: bool = False
+    step: float | None = None
+    when: When = {}
 
     @model_validator(mode="after")
     def _is_a_range(self) -> FloatRange:
-        _check_range(self.low, self.high, self.log)
+        _check_range(self.low, self.high, self.log, self.step)
         return self
 
 
@@ -38,10 +57,12 @@ class IntRange(BaseModel):
     low: int
     high: int
     log: bool = False
+    step: int | None = None
+    when: When = {}
 
     @model_validator(mode="after")
     def _is_a_range(self) -> IntRange:
-        _check_range(self.low, self.high, self.log)
+        _check_range(self.low, self.high, self.log, self.step)
         return self
 
 
@@ -49,6 +70,7 @@ class Choice(BaseModel):
     model_config = STRICT
     type: Literal["categorical"]
     choices: tuple[Value, ...] = Field(min_length=2, strict=False)
+    when: When = {}
 
     @model_validator(mode="after")
     def _differ(self) -> Choice:
@@ -57,76 +79,145 @@ class Choice(BaseModel):
         return self
 
 
-Parameter = Annotated[FloatRange | IntRange | Choice, Field(discriminator="type")]
-Space = dict[str, Parameter]
+Range = FloatRange | IntRange | Choice
+Space = dict[str, Range]
+# As written: a plain value is fixed.
+Parameter = Annotated[
+    Annotated[Annotated[Range, Field(discriminator="type")], Tag("searched")] | Annotated[Value, Tag("fixed")],
+    Discriminator(lambda value: "searched" if isinstance(value, dict | BaseModel) else "fixed"),
+]
 
 
 class SpaceWithBaselines(BaseModel):
-    """The parameters of a space, and named configurations to run first (a value may lie outside the bounds)."""
+    """Parameters, and configurations to run first: their values, or the path of a best.yaml."""
 
     model_config = STRICT
-    parameters: Space = Field(min_length=1)
-    baselines: dict[str, dict[str, Value]] = {}
-
-    @model_validator(mode="after")
-    def _baselines_fit(self) -> SpaceWithBaselines:
-        for name, values in self.baselines.items():
-            _check_baseline(name, values, self.parameters)
-        return self
+    preset: str | None = None  # whose parameters and baselines these are added to
+    parameters: dict[str, Parameter] = {}
+    baselines: dict[str, Values | str] = {}
 
 
 class Preset(BaseModel):
-    """One space per kind of model: a static model wants learning rates a thousand times a transformer's."""
+    """What kinds of models have in common, and what they do not: token vectors alone want other learning rates."""
 
     model_config = STRICT
-    static: SpaceWithBaselines
-    transformer: SpaceWithBaselines
+    static: dict[str, Parameter]
+    transformer: dict[str, Parameter]
+    both: dict[str, Parameter]
 
 
-def preset_path(name: str) -> Path:
-    return Path(__file__).with_name(f"{name}.yaml")
+class Recipes(BaseModel):
+    """Baselines by name."""
+
+    model_config = STRICT
+    static: dict[str, Values]
+    transformer: dict[str, Values]
 
 
-def preset_names() -> list[str]:
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.yaml"))
+def split(parameters: dict[str, Parameter]) -> tuple[Space, Values]:
+    """What is searched, free of conditions that fixed values decide, and what is fixed."""
+    fixed = {name: value for name, value in parameters.items() if not isinstance(value, Range)}
+    space = Space()
+    for name, parameter in parameters.items():
+        if isinstance(parameter, Range) and all(fixed[p] in parameter.when[p] for p in parameter.when.keys() & fixed):
+            when = {parent: values for parent, values in parameter.when.items() if parent not in fixed}
+            if when.keys() <= space.keys():  # else it hangs on one that is never there
+                space[name] = parameter.model_copy(update={"when": when})
+    return space, fixed
 
 
-def suggest(space: Space, trial: optuna.Trial) -> dict[str, Value]:
-    """Every parameter of the space; Optuna stores each as it is suggested."""
-    return {name: _suggest_one(name, parameter, trial) for name, parameter in space.items()}
+def problems(parameters: dict[str, Parameter]) -> Iterator[tuple[Location, str]]:
+    """Conditions that make no sense, and where."""
+    above = dict[str, tuple[Value, ...]]()
+    for name, parameter in parameters.items():
+        for parent, values in parameter.when.items() if isinstance(parameter, Range) else ():
+            where = (name, "when", parent)
+            if parent not in above:
+                kind = "a categorical or fixed parameter that stands above"
+                yield where, f"{name} can only hang on {kind}; {parent!r} is none"
+            elif unknown := [value for value in values if value not in above[parent]]:
+                yield where, f"{name} hangs on {parent} being {unknown[0]!r}, which it never is"
+        if isinstance(parameter, Choice):
+            above[name] = parameter.choices
+        elif not isinstance(parameter, Range):
+            above[name] = (parameter,)
 
 
-def edges(space: Space) -> list[dict[str, Value]]:
-    """Each parameter alone at its bounds, or at each of its choices."""
-    return [
-        {name: value}
-        for name, parameter in space.items()
-        for value in (parameter.choices if isinstance(parameter, Choice) else (parameter.low, parameter.high))
-    ]
+def suggest(space: Space, trial: optuna.Trial) -> Values:
+    """Every parameter that is there; Optuna stores each as it is suggested."""
+    values = Values()
+    for name, parameter in space.items():
+        if is_there(parameter, values):
+            values[name] = _suggest_one(name, parameter, trial)
+    return values
 
 
-def _suggest_one(name: str, parameter: Parameter, trial: optuna.Trial) -> Value:
+def is_there(parameter: Range, values: Values) -> bool:
+    return all(parent in values and values[parent] in wanted for parent, wanted in parameter.when.items())
+
+
+def edges(space: Space) -> Iterator[tuple[Location, Values]]:
+    """Each parameter alone at its bounds, or at each of its choices, and where they stand."""
+    for name, parameter in space.items():
+        if isinstance(parameter, Choice):
+            yield from (((name, "choices"), {name: value}) for value in parameter.choices)
+        else:
+            yield from (((name, bound), {name: getattr(parameter, bound)}) for bound in ("low", "high"))
+
+
+def is_finite(space: Space) -> bool:
+    return not any(isinstance(parameter, FloatRange) and parameter.step is None for parameter in space.values())
+
+
+def points(space: Space) -> Iterator[Values]:
+    """Every one of a finite space."""
+
+    def grow(values: Values, rest: list[str]) -> Iterator[Values]:
+        if not rest:
+            yield values
+        elif not is_there(space[rest[0]], values):
+            yield from grow(values, rest[1:])
+        else:
+            for value in _grid(space[rest[0]]):
+                yield from grow(values | {rest[0]: value}, rest[1:])
+
+    return grow({}, list(space))
+
+
+def label(values: dict[str, Any]) -> str:
+    """The same for equal values."""
+    return json.dumps(values, sort_keys=True)
+
+
+def _grid(parameter: Range) -> Iterator[Value]:
     match parameter:
-        case FloatRange(low=low, high=high, log=log):
-            return trial.suggest_float(name, low, high, log=log)
-        case IntRange(low=low, high=high, log=log):
-            return trial.suggest_int(name, low, high, log=log)
+        case Choice(choices=choices):
+            yield from choices
+        case IntRange(low=low, high=high, step=step):
+            yield from range(low, high + 1, step or 1)
+        case FloatRange(low=start, high=end, step=width):
+            assert width is not None
+            yield from (start + i * width for i in range(round((end - start) / width) + 1))
+
+
+def _suggest_one(name: str, parameter: Range, trial: optuna.Trial) -> Value:
+    match parameter:
+        case FloatRange(low=low, high=high, log=log, step=step):
+            return trial.suggest_float(name, low, high, log=log, step=step)
+        case IntRange(low=low, high=high, log=log, step=step):
+            return trial.suggest_int(name, low, high, log=log, step=step or 1)
         case Choice(choices=choices):
             return choices[choices.index(trial.suggest_categorical(name, choices))]  # type-safe: one of ours
 
 
-def _check_range(low: float, high: float, log: bool) -> None:
+def _check_range(low: float, high: float, log: bool, step: float | None) -> None:
     if low >= high:
-        raise ValueError(f"low {low} must be below high {high}; give a single value under `training` instead")
+        raise ValueError(f"low {low} must be below high {high}; a single value is written alone, without low and high")
     if log and low <= 0:
         raise ValueError(f"a logarithmic range must start above 0, not at {low}")
-
-
-def _check_baseline(name: str, values: dict[str, Value], parameters: Space) -> None:
-    """A trial that lacks a parameter would shrink the space that the sampler sees, so all must be there."""
-    wrong = sorted(values.keys() ^ parameters.keys())
-    if wrong:
-        raise ValueError(f"baseline {name!r} must give exactly the parameters of the space; check {', '.join(wrong)}")
-    for key, parameter in parameters.items():
-        if isinstance(parameter, Choice) and values[key] not in parameter.choices:
-            raise ValueError(f"baseline {name!r}: {key} is {values[key]!r}, not one of {list(parameter.choices)}")
+    if step is None:
+        return
+    if log:
+        raise ValueError("a range has log or a step, not both")
+    if step <= 0 or not math.isclose((high - low) / step, round((high - low) / step), abs_tol=1e-6):
+        raise ValueError(f"steps of {step} do not lead from {low} to {high}")

@@ -17,7 +17,7 @@ class LeaseLost(Exception):
 
 @dataclass(frozen=True)
 class Claim:
-    """`verdict`: 'claimed', 'wait' (others run the last trials) or 'done'; the rest is None unless claimed."""
+    """`verdict`: 'claimed', 'wait' (others run the last trials), 'paused', 'done'; the rest is None unless claimed."""
 
     verdict: str
     trial_id: int | None
@@ -30,6 +30,7 @@ class Lease:
     study_id: int
     token: int
     trial: FrozenTrial  # with all that was written here, sent or pending
+    sent: FrozenTrial
     pending: Contents = field(default_factory=Contents)
     connects: int = 0  # of the connection, when something was last sent
 

@@ -28,9 +28,9 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState
 from sqlalchemy import URL
 
-from storage import datasets
 from storage import statements
 from storage import studies
+from storage import terms
 from storage.cache import FRESH_S
 from storage.cache import StudyCache
 from storage.connection import Connection
@@ -83,21 +83,11 @@ class PostgresStorage(BaseStorage):
 
     # Studies that the service runs, and their leases
 
-    def manage(self, study_id: int, budget: int, lease_s: float) -> None:
+    def manage(
+        self, study_id: int, budget: int, lease_s: float, hours: float | None = None, gpu_hours: float | None = None
+    ) -> None:
         """From now on trials of the study can be claimed, up to `budget` outcomes, and are swept."""
-        self._ask(statements.MANAGE, (study_id, budget, lease_s))
-
-    def terms(self, study_id: int) -> tuple[int, float] | None:
-        """Budget and lease in seconds; None for a study that is not managed."""
-        rows = self._ask(statements.READ_TERMS, (study_id,))
-        return (rows[0][0], rows[0][1]) if rows else None
-
-    def store_dataset(self, study_id: int, content: bytes) -> str:
-        """Its SHA-256, by which the study names it from now on. Raises KeyError for a study that is not managed."""
-        return datasets.store(self._ask, study_id, content)
-
-    def fetch_dataset(self, sha256: str) -> bytes | None:
-        return datasets.fetch(self._ask, sha256)
+        terms.manage(self.ask, study_id, budget, lease_s, hours, gpu_hours)
 
     def claim(self, study_id: int, worker: str) -> Claim:
         """One round trip; `worker` is for people. Raises KeyError for a study that is not managed."""
@@ -107,7 +97,7 @@ class PostgresStorage(BaseStorage):
                 self._refresh(cache)
             request, known = f"{worker} {uuid.uuid4()}", cache.known(without=self._leases)
             # How long connected is asked anew at each attempt: one that had to reconnect must not sweep.
-            rows = self._ask(statements.CLAIM, lambda: (study_id, request, worker, self.connected_s(), *known, CHANGES))
+            rows = self.ask(statements.CLAIM, lambda: (study_id, request, worker, self.connected_s(), *known, CHANGES))
             verdict, trial_id, token, attempt = rows[0][:4]
             if verdict == "unknown":
                 raise KeyError(f"study {study_id} is not managed")
@@ -117,7 +107,8 @@ class PostgresStorage(BaseStorage):
                 if trial_id not in {row[4] for row in rows}:  # left out for that lease, or beyond the reply's limit
                     self._refresh(cache)
                 self._ended.discard(trial_id)
-                self._leases[trial_id] = Lease(study_id, token, cache.get(trial_id), connects=self._connection.connects)
+                trial = cache.get(trial_id)
+                self._leases[trial_id] = Lease(study_id, token, trial, trial, connects=self._connection.connects)
             return Claim(verdict, trial_id, token, attempt)
 
     def flush(self, trial_id: int, *, params_hash: str | None = None) -> bool:
@@ -128,11 +119,18 @@ class PostgresStorage(BaseStorage):
             lease.pending.params_hash = params_hash
             return self._flush(trial_id, lease, None, self.patience_s) != "equal"
 
+    def forget(self, trial_id: int) -> None:
+        """What was gathered of a claimed trial and not yet sent: it is as it was."""
+        with self._turn():
+            if lease := self._held(trial_id):
+                lease.pending, lease.trial = Contents(), lease.sent
+                self._caches[lease.study_id].put(lease.trial)
+
     def resumed(self, trial_id: int, examples: int) -> None:
         """The run goes on from so many examples; if no run had come that far, attempts are counted anew."""
         with self._turn():
             if lease := self._held(trial_id):
-                self._ask(statements.RESUMED, (trial_id, lease.token, examples))
+                self.ask(statements.RESUMED, (trial_id, lease.token, examples))
 
     def release(self, trial_id: int, *, reason: str | None, patience_s: float | None = None) -> bool:
         """Gives a claimed trial back, to wait; with a reason, the third time to fail. Whether it was held here."""
@@ -154,43 +152,43 @@ class PostgresStorage(BaseStorage):
         return studies.create(self._connection, directions, study_name)
 
     def delete_study(self, study_id: int) -> None:
-        studies.delete(self._ask, study_id)
+        studies.delete(self.ask, study_id)
         self._caches.pop(study_id, None)
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
-        studies.set_attribute(self._ask, "user", study_id, key, value)
+        studies.set_attribute(self.ask, "user", study_id, key, value)
 
     def set_study_system_attr(self, study_id: int, key: str, value: JSONSerializable) -> None:
-        studies.set_attribute(self._ask, "system", study_id, key, value)
+        studies.set_attribute(self.ask, "system", study_id, key, value)
 
     def get_study_id_from_name(self, study_name: str) -> int:
-        study_id = studies.id_of(self._ask, study_name)
+        study_id = studies.id_of(self.ask, study_name)
         self._cache(study_id).name = study_name
         return study_id
 
     def get_study_name_from_id(self, study_id: int) -> str:
         cache = self._cache(study_id)
-        cache.name = studies.name_of(self._ask, study_id) if cache.name is None else cache.name
+        cache.name = studies.name_of(self.ask, study_id) if cache.name is None else cache.name
         return cache.name
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
         cache = self._cache(study_id)
-        cache.directions = cache.directions or studies.directions_of(self._ask, study_id)
+        cache.directions = cache.directions or studies.directions_of(self.ask, study_id)
         return cache.directions
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        return studies.attributes(self._ask, "user", study_id)
+        return studies.attributes(self.ask, "user", study_id)
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        return studies.attributes(self._ask, "system", study_id)
+        return studies.attributes(self.ask, "system", study_id)
 
     def get_all_studies(self) -> list[FrozenStudy]:
-        return studies.all_studies(self._ask)
+        return studies.all_studies(self.ask)
 
     # Optuna's interface: trials
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        trial_id = self._ask(statements.CREATE, (study_id, str(uuid.uuid4()), *beginning_of(template_trial)))[0][0]
+        trial_id = self.ask(statements.CREATE, (study_id, str(uuid.uuid4()), *beginning_of(template_trial)))[0][0]
         if trial_id is None:
             raise KeyError(f"no study {study_id}")
         return int(trial_id)
@@ -244,7 +242,7 @@ class PostgresStorage(BaseStorage):
             for cache in self._caches.values():
                 if trial_id in cache.places and trial_id not in cache.versions:
                     return cache.get(trial_id)
-            if not (rows := self._ask(statements.READ_TRIAL, (trial_id,))):
+            if not (rows := self.ask(statements.READ_TRIAL, (trial_id,))):
                 raise KeyError(f"no trial {trial_id}")
             return to_trial(rows[0])
 
@@ -260,7 +258,7 @@ class PostgresStorage(BaseStorage):
         return copy.deepcopy(trials) if deepcopy else trials
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
-        return studies.trial_id(self._ask, study_id, trial_number)
+        return studies.trial_id(self.ask, study_id, trial_number)
 
     def remove_session(self) -> None:
         self._connection.close()
@@ -270,7 +268,7 @@ class PostgresStorage(BaseStorage):
             self._process, self._mutex = os.getpid(), threading.RLock()
         return self._mutex
 
-    def _ask(self, statement: str, values: Any = ()) -> list[Row]:
+    def ask(self, statement: str, values: Any = ()) -> list[Row]:
         return self._connection.persist(statement, values, patience_s=self.patience_s)
 
     def _cache(self, study_id: int) -> StudyCache:
@@ -279,7 +277,7 @@ class PostgresStorage(BaseStorage):
     def _refresh(self, cache: StudyCache) -> None:
         while True:
             study_id, *known = cache.known(without=self._leases)
-            if not (rows := self._ask(statements.READ_CHANGES, (*known, BULK, study_id))):
+            if not (rows := self.ask(statements.READ_CHANGES, (*known, BULK, study_id))):
                 del self._caches[study_id]
                 raise KeyError(f"no study {study_id}")
             if cache.take(rows, BULK):
@@ -311,13 +309,13 @@ class PostgresStorage(BaseStorage):
 
     def _updatable(self, trial_id: int) -> StudyCache:
         """Newest knowledge of the study of a trial that can be written. Raises KeyError, UpdateFinishedTrialError."""
-        cache = self._cache(studies.of_trial(self._ask, trial_id))
+        cache = self._cache(studies.of_trial(self.ask, trial_id))
         self._refresh(cache)
         self.check_trial_is_updatable(trial_id, cache.get(trial_id).state)
         return cache
 
     def _write(self, trial_id: int, contents: Contents, state: TrialState | None = None) -> str:
-        rows = self._ask(statements.SAVE, (trial_id, contents.as_json(), None if state is None else state.name))
+        rows = self.ask(statements.SAVE, (trial_id, contents.as_json(), None if state is None else state.name))
         return self._checked(rows[0][0], trial_id)
 
     def _flush(self, trial_id: int, lease: Lease, state: TrialState | None, patience_s: float) -> str:
@@ -333,7 +331,7 @@ class PostgresStorage(BaseStorage):
         )
         verdict = self._checked(rows[0][0], trial_id)
         if verdict != "equal":
-            lease.pending = Contents()
+            lease.pending, lease.sent = Contents(), lease.trial
         lease.pending.params_hash = None
         if state is not None:
             del self._leases[trial_id]

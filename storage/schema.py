@@ -22,7 +22,7 @@ from storage.engine import label
 from storage.engine import open_engine
 from storage.engine import open_rdb_storage
 
-FILES = ("schema.sql", "schema_2.sql", "schema_3.sql")  # each leads to the next version
+FILES = ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql")  # each leads to the next version
 VERSION = len(FILES)
 OPTUNA_REVISION = "v3.2.0.a"  # of Optuna's tables, for which they are written
 CREATION_LOCK = 0x68706F

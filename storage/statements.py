@@ -4,7 +4,7 @@ The functions and the view are in schema*.sql, where the locks are explained.
 """
 
 # Idempotent by its request key. LATERAL on the first function's result: changes are read after it has written.
-CLAIM = """SELECT c.verdict, c.trial, c.token, c.attempt, x.* FROM incident_hpo.claim_v1(%s, %s, %s, %s) c
+CLAIM = """SELECT c.verdict, c.trial, c.token, c.attempt, x.* FROM incident_hpo.claim_v2(%s, %s, %s, %s) c
 LEFT JOIN LATERAL incident_hpo.changes_v1(
     CASE WHEN c.verdict <> 'unknown' THEN %s END, %s, %s::int[], %s::int[], true, %s) x ON true"""
 
@@ -35,7 +35,3 @@ LEFT JOIN LATERAL incident_hpo.changes_v1(s.study_id, %s, %s::int[], %s::int[], 
 WHERE s.study_id = %s"""
 
 READ_TRIAL = "SELECT * FROM incident_hpo.contents_v1 WHERE trial_id = %s"
-
-MANAGE = """INSERT INTO incident_hpo.studies (study_id, budget, lease) VALUES (%s, %s, make_interval(secs => %s))
-ON CONFLICT (study_id) DO UPDATE SET budget = excluded.budget, lease = excluded.lease"""
-READ_TERMS = "SELECT budget, extract(epoch FROM lease)::float8 FROM incident_hpo.studies WHERE study_id = %s"

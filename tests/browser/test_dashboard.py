@@ -19,8 +19,8 @@ import psutil
 import pytest
 from sqlalchemy import URL
 
-from hpo.config import read_study_file
 from hpo.study import create_study
+from hpo.study_file import read_study_file
 from storage.native import PostgresStorage
 
 if TYPE_CHECKING:

@@ -99,7 +99,7 @@ def check_record(url: URL, crew: Crew, *, trials: int, may_fail: bool = False) -
     assert len(set(told)) == len(told)
     assert set(told) <= {trial._trial_id for trial in complete}
     study = "(SELECT study_id FROM public.studies WHERE study_name = %s)"
-    held = storage._ask(
+    held = storage.ask(
         f"SELECT count(*) FROM incident_hpo.leases WHERE held AND study_id = {study}", (crew.orders.study,)
     )
     assert held == [(0,)]

@@ -16,8 +16,8 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState
 from sqlalchemy import URL
 
-from hpo.config import read_study_file
 from hpo.study import create_study
+from hpo.study_file import read_study_file
 from storage.native import PostgresStorage
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]

@@ -17,6 +17,7 @@ from sqlalchemy import URL
 
 from storage import datasets
 from storage import schema
+from storage import terms
 from storage.connection import Row
 from storage.connection import Unavailable
 from storage.datasets import CHUNK_BYTES
@@ -78,27 +79,27 @@ def store_anything(scene: Scene) -> None:
     """For a study made for it."""
     study_id = optuna.create_study(storage=scene.storage)._study_id
     scene.storage.manage(study_id, 1, lease_s=3600)
-    scene.storage.store_dataset(study_id, b"anything")
+    datasets.store(scene.storage.ask, study_id, b"anything")
 
 
 def test_data_set_larger_than_a_chunk_comes_back_on_another_box(scene: Scene, other: Scene, large: bytes) -> None:
-    sha256 = scene.storage.store_dataset(scene.study_id, large)
+    sha256 = datasets.store(scene.storage.ask, scene.study_id, large)
     assert (sha256, scene.ask(NAMED, scene.study_id)) == (digest(large), digest(large))
-    assert other.storage.fetch_dataset(sha256) == large
+    assert datasets.fetch(other.storage.ask, sha256) == large
 
 
 def test_data_set_without_bytes_comes_back(scene: Scene) -> None:
-    assert scene.storage.fetch_dataset(scene.storage.store_dataset(scene.study_id, b"")) == b""
+    assert datasets.fetch(scene.storage.ask, datasets.store(scene.storage.ask, scene.study_id, b"")) == b""
 
 
 def test_data_set_that_nobody_stored_is_none(scene: Scene) -> None:
-    assert scene.storage.fetch_dataset(digest(b"never stored")) is None
+    assert datasets.fetch(scene.storage.ask, digest(b"never stored")) is None
 
 
 def test_study_that_is_not_managed_names_no_data_set(scene: Scene, content: bytes) -> None:
     study = optuna.create_study(storage=scene.storage)
     with pytest.raises(KeyError, match=f"study {study._study_id} is not managed"):
-        scene.storage.store_dataset(study._study_id, content)
+        datasets.store(scene.storage.ask, study._study_id, content)
 
 
 def test_data_set_stored_for_another_study_is_not_sent_again(scene: Scene, other: Scene, large: bytes) -> None:
@@ -106,9 +107,9 @@ def test_data_set_stored_for_another_study_is_not_sent_again(scene: Scene, other
 
     def watched(statement: str, values: tuple[Any, ...] = ()) -> list[Row]:
         sent.extend(len(value) for value in values if isinstance(value, memoryview))
-        return other.storage._ask(statement, values)
+        return other.storage.ask(statement, values)
 
-    sha256 = scene.storage.store_dataset(scene.study_id, large)
+    sha256 = datasets.store(scene.storage.ask, scene.study_id, large)
     assert datasets.store(watched, other.study_id, large) == sha256
     assert (sent, scene.ask(CHUNKS, sha256), scene.ask(WHOLE, sha256)) == ([], 2, 1)
     assert scene.ask(NAMED, other.study_id) == sha256
@@ -117,20 +118,20 @@ def test_data_set_stored_for_another_study_is_not_sent_again(scene: Scene, other
 def test_data_set_stored_twice_at_once_is_stored_once(scene: Scene, other: Scene, large: bytes) -> None:
     with scene.session() as first, scene.session() as watch, ThreadPoolExecutor(2) as pool:
         ask(first, ADD_CHUNK, digest(large), 0)
-        stored = [pool.submit(box.storage.store_dataset, box.study_id, large) for box in (scene, other)]
+        stored = [pool.submit(datasets.store, box.storage.ask, box.study_id, large) for box in (scene, other)]
         watch.autocommit = True
         while not wait(stored, timeout=0.01).done and ask(watch, IS_BLOCKED, first.info.backend_pid) < 2:
             pass
         first.rollback()
         assert [future.result() for future in stored] == [digest(large)] * 2
     assert (scene.ask(CHUNKS, digest(large)), scene.ask(WHOLE, digest(large))) == (2, 1)
-    assert scene.storage.fetch_dataset(digest(large)) == large
+    assert datasets.fetch(scene.storage.ask, digest(large)) == large
 
 
 def test_statements_sent_twice_store_and_fetch_the_same(scene: Scene, content: bytes) -> None:
     def twice(statement: str, values: tuple[Any, ...] = ()) -> list[Row]:
-        scene.storage._ask(statement, values)
-        return scene.storage._ask(statement, values)
+        scene.storage.ask(statement, values)
+        return scene.storage.ask(statement, values)
 
     assert datasets.fetch(twice, datasets.store(twice, scene.study_id, content)) == content
 
@@ -139,7 +140,7 @@ def store_and_cut(scene: Scene, storage: PostgresStorage, content: bytes) -> str
     """What `storage` stores, its connection cut by the server when the first chunk is there."""
     with scene.session() as first, ThreadPoolExecutor(1) as pool:
         ask(first, ADD_CHUNK, digest(content), 1)
-        stored = pool.submit(storage.store_dataset, scene.study_id, content)
+        stored = pool.submit(datasets.store, storage.ask, scene.study_id, content)
         scene.see_waiting(stored, first.info.backend_pid)
         assert scene.ask(CUT_BLOCKED, first.info.backend_pid) is True
         first.rollback()
@@ -157,20 +158,20 @@ def gone(scene: Scene) -> Iterator[PostgresStorage]:
 def test_store_that_was_cut_off_leaves_nothing_whole(scene: Scene, gone: PostgresStorage, large: bytes) -> None:
     with pytest.raises(Unavailable):
         store_and_cut(scene, gone, large)
-    assert (scene.ask(CHUNKS, digest(large)), scene.storage.fetch_dataset(digest(large))) == (1, None)
+    assert (scene.ask(CHUNKS, digest(large)), datasets.fetch(scene.storage.ask, digest(large))) == (1, None)
     assert scene.ask(NAMED, scene.study_id) is None
 
 
 def test_store_that_was_cut_off_is_completed_by_the_next(scene: Scene, gone: PostgresStorage, large: bytes) -> None:
     with pytest.raises(Unavailable):
         store_and_cut(scene, gone, large)
-    scene.storage.store_dataset(scene.study_id, large)
-    assert scene.storage.fetch_dataset(digest(large)) == large
+    datasets.store(scene.storage.ask, scene.study_id, large)
+    assert datasets.fetch(scene.storage.ask, digest(large)) == large
 
 
 def test_store_goes_on_over_a_new_connection(scene: Scene, large: bytes) -> None:
     assert store_and_cut(scene, scene.storage, large) == digest(large)
-    assert scene.storage.fetch_dataset(digest(large)) == large
+    assert datasets.fetch(scene.storage.ask, digest(large)) == large
 
 
 DAMAGES = {
@@ -184,36 +185,36 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_damaged_data_set_is_refused_until_it_is_stored_again(scene: Scene, content: bytes, damage: str) -> None:
-    sha256 = scene.storage.store_dataset(scene.study_id, content)
+    sha256 = datasets.store(scene.storage.ask, scene.study_id, content)
     scene.ask(f"{damage} WHERE sha256 = %s", sha256)
     refused = f"^the data set {sha256[:12]}… in PostgreSQL is damaged; run `hpo create` again where its incidents are$"
     with pytest.raises(StorageError, match=refused):
-        scene.storage.fetch_dataset(sha256)
-    scene.storage.store_dataset(scene.study_id, content)
-    assert scene.storage.fetch_dataset(sha256) == content
+        datasets.fetch(scene.storage.ask, sha256)
+    datasets.store(scene.storage.ask, scene.study_id, content)
+    assert datasets.fetch(scene.storage.ask, sha256) == content
 
 
 def test_data_set_of_a_deleted_study_is_removed_once_it_is_old(scene: Scene, other: Scene, content: bytes) -> None:
-    sha256 = scene.storage.store_dataset(scene.study_id, content)
+    sha256 = datasets.store(scene.storage.ask, scene.study_id, content)
     scene.storage.delete_study(scene.study_id)
     store_anything(other)
-    assert other.storage.fetch_dataset(sha256) == content
+    assert datasets.fetch(other.storage.ask, sha256) == content
     age(other, sha256)
     store_anything(other)
-    assert (other.storage.fetch_dataset(sha256), other.ask(CHUNKS, sha256)) == (None, 0)
+    assert (datasets.fetch(other.storage.ask, sha256), other.ask(CHUNKS, sha256)) == (None, 0)
 
 
 def test_data_set_that_another_study_uses_stays(scene: Scene, other: Scene, content: bytes) -> None:
-    sha256 = scene.storage.store_dataset(scene.study_id, content)
-    other.storage.store_dataset(other.study_id, content)
+    sha256 = datasets.store(scene.storage.ask, scene.study_id, content)
+    datasets.store(other.storage.ask, other.study_id, content)
     scene.storage.delete_study(scene.study_id)
     age(other, sha256)
     store_anything(other)
-    assert other.storage.fetch_dataset(sha256) == content
+    assert datasets.fetch(other.storage.ask, sha256) == content
 
 
 def test_data_set_that_a_study_names_cannot_be_removed(scene: Scene, content: bytes) -> None:
-    sha256 = scene.storage.store_dataset(scene.study_id, content)
+    sha256 = datasets.store(scene.storage.ask, scene.study_id, content)
     with pytest.raises(ForeignKeyViolation):
         scene.ask("DELETE FROM incident_hpo.datasets WHERE sha256 = %s", sha256)
 
@@ -230,13 +231,13 @@ def test_chunks_that_a_store_left_behind_are_removed_once_they_are_old(scene: Sc
 def test_old_data_set_that_is_named_at_the_moment_of_its_removal_stays(
     scene: Scene, other: Scene, content: bytes
 ) -> None:
-    sha256 = scene.storage.store_dataset(scene.study_id, content)
-    scene.storage.store_dataset(scene.study_id, b"another")
+    sha256 = datasets.store(scene.storage.ask, scene.study_id, content)
+    datasets.store(scene.storage.ask, scene.study_id, b"another")
     age(scene, sha256)
     with scene.session() as first:
         ask(first, datasets.NAME, sha256, len(content), scene.study_id)
         scene.during(first, lambda: store_anything(other))
-    assert scene.storage.fetch_dataset(sha256) == content
+    assert datasets.fetch(scene.storage.ask, sha256) == content
 
 
 @pytest.mark.parametrize(
@@ -256,7 +257,7 @@ def test_old_chunk_that_is_stored_at_the_moment_of_its_removal_stays(
 
 
 def test_chunks_are_not_compressed_a_second_time(scene: Scene) -> None:
-    sha256 = scene.storage.store_dataset(scene.study_id, bytes(10_000))
+    sha256 = datasets.store(scene.storage.ask, scene.study_id, bytes(10_000))
     size = "SELECT pg_column_size(content) FROM incident_hpo.dataset_chunks WHERE sha256 = %s"
     assert scene.ask(size, sha256) == 10_000
 
@@ -269,8 +270,12 @@ def test_study_of_the_release_before_is_kept_and_may_name_a_data_set(
         patch.setattr(schema, "VERSION", 2)
         earlier = Scene(empty_database)
         earlier.storage.create_new_trial(earlier.study_id)
-    before, terms = rows(empty_database), earlier.storage.terms(earlier.study_id)
+    before = rows(empty_database)
     storage = PostgresStorage(empty_database)
-    assert (rows(empty_database), storage.terms(earlier.study_id)) == (before, terms)
-    sha256 = storage.store_dataset(earlier.study_id, content)
-    assert (storage.fetch_dataset(sha256), storage.claim(earlier.study_id, "worker").verdict) == (content, "claimed")
+    found = terms.read(storage.ask, earlier.study_id)
+    assert (rows(empty_database), found and found.budget) == (before, earlier.budget)
+    sha256 = datasets.store(storage.ask, earlier.study_id, content)
+    assert (datasets.fetch(storage.ask, sha256), storage.claim(earlier.study_id, "worker").verdict) == (
+        content,
+        "claimed",
+    )

@@ -15,8 +15,8 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy import URL
 
-from hpo.config import read_study_file
 from hpo.study import create_study
+from hpo.study_file import read_study_file
 from storage.connection import Connection
 from storage.engine import open_rdb_storage
 from storage.leases import LeaseLost

@@ -293,7 +293,7 @@ def test_keeper_renews_a_lease_that_nobody_writes(
     keeper.start()
     until = time.monotonic() + 1.5
     while time.monotonic() < until:
-        assert other._ask("SELECT incident_hpo.sweep_v1(%s, 1e6)", (study._study_id,)) == [(0,)]
+        assert other.ask("SELECT incident_hpo.sweep_v1(%s, 1e6)", (study._study_id,)) == [(0,)]
     keeper.stop()
 
 

@@ -16,7 +16,6 @@ from optuna.trial import TrialState
 from sqlalchemy import URL
 
 from hpo.config import StudyFile
-from hpo.config import read_study_file
 from hpo.errors import InputError
 from hpo.errors import SetupError
 from hpo.study import BASELINE
@@ -27,13 +26,14 @@ from hpo.study import installed_versions
 from hpo.study import make_sampler
 from hpo.study import open_study
 from hpo.study import refuse_other_versions
+from hpo.study_file import read_study_file
 from storage.native import PostgresStorage
 
 Query = Callable[..., list[tuple[object, ...]]]
 Rows = Callable[[URL], dict[str, list[str]]]
 CREATE = """
 import pathlib
-from hpo.config import read_study_file
+from hpo.study_file import read_study_file
 from hpo.connect import storage_url
 from hpo.study import create_study
 from storage.native import PostgresStorage
@@ -141,10 +141,10 @@ def test_other_tickets_under_one_path_are_another_configuration(
 
 def test_larger_budget_extends_a_study_for_those_who_have_it_open(database: URL, path: Path) -> None:
     study, storage = create(database, path), PostgresStorage(database)
-    assert storage.terms(study._study_id) == (3, 3.0)
+    assert budget(storage, study) == (3, 3.0)
     change(path, "trials: 3", "trials: 5")
     create(database, path)
-    assert storage.terms(study._study_id) == (5, 3.0)
+    assert budget(storage, study) == (5, 3.0)
     assert reopen(database)[1].budget.trials == 5
     assert baselines(study) == expected(path)
 

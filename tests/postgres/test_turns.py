@@ -40,13 +40,13 @@ def take(storage: PostgresStorage, study_id: int) -> int:
     """A trial under a lease that will not run out by itself."""
     trial_id = storage.claim(study_id, "worker").trial_id
     assert trial_id is not None
-    storage._ask("UPDATE incident_hpo.leases SET expires = 'infinity' WHERE trial_id = %s", (trial_id,))
+    storage.ask("UPDATE incident_hpo.leases SET expires = 'infinity' WHERE trial_id = %s", (trial_id,))
     return trial_id
 
 
 def sweep(storage: PostgresStorage, study_id: int) -> None:
-    storage._ask("UPDATE incident_hpo.leases SET expires = '-infinity' WHERE study_id = %s", (study_id,))
-    assert storage._ask("SELECT incident_hpo.sweep_v1(%s, 1e6)", (study_id,)) == [(1,)]
+    storage.ask("UPDATE incident_hpo.leases SET expires = '-infinity' WHERE study_id = %s", (study_id,))
+    assert storage.ask("SELECT incident_hpo.sweep_v1(%s, 1e6)", (study_id,)) == [(1,)]
 
 
 @pytest.fixture

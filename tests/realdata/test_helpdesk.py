@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from hpo.config import StudyFile
-from hpo.config import read_study_file
 from hpo.config import trial_config
+from hpo.study_file import read_study_file
 from objectives.config import Mining
 from objectives.config import Pairs
 from objectives.config import TrialConfig

@@ -114,7 +114,7 @@ def run(trainer: TrainerProcess, job: Job) -> Ended:
     """All that was reported, from the first evaluation on, and how the trial ended."""
     reported: list[tuple[int, float]] = []
 
-    def on_start(examples: int, curve: list[tuple[int, float]]) -> None:
+    def on_start(planned: int, examples: int, curve: list[tuple[int, float]]) -> None:
         reported.extend((step, spearman) for step, spearman in curve)
 
     def on_report(step: int, epoch: float, scores: dict[str, float]) -> str:

@@ -48,7 +48,7 @@ def train(
         every_s=0.05 if model == STATIC else 3600,  # a transformer writes 360 MB
         trial="this",
         is_asked=lambda: stop_after is not None and next(looks) >= stop_after,
-        on_start=lambda examples, curve: reported.extend(curve),
+        on_start=lambda planned, examples, curve: reported.extend(curve),
     )
 
     def evaluate() -> dict[str, float]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import openpyxl
 import pytest
 
-from hpo.config import whole_incidents
+from hpo.study_file import whole_incidents
 from objectives.config import Incidents
 from objectives.config import Pairs
 from objectives.config import TrialConfig

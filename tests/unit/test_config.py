@@ -9,10 +9,10 @@ import pytest
 from hpo.config import MAY_CHANGE
 from hpo.config import StudyFile
 from hpo.config import fingerprint
-from hpo.config import read_study_file
 from hpo.config import searched
 from hpo.config import trial_config
 from hpo.errors import InputError
+from hpo.study_file import read_study_file
 from hpo.yamlfile import read_yaml
 from objectives.config import Mining
 from objectives.config import Training

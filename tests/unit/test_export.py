@@ -9,7 +9,6 @@ import yaml
 
 from hpo.config import StudyFile
 from hpo.config import fingerprint
-from hpo.config import read_study_file
 from hpo.config import searched
 from hpo.config import trial_config
 from hpo.errors import InputError
@@ -18,6 +17,7 @@ from hpo.export import read_best_file
 from hpo.study import BASELINE
 from hpo.study import VERSIONS
 from hpo.study import installed_versions
+from hpo.study_file import read_study_file
 from objectives.config import Job
 from objectives.config import Memory
 from objectives.config import Splits

@@ -1,0 +1,99 @@
+"""When a study ends before its trials are used up, and how people pause it, resume it and let it go on for longer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from itertools import islice
+
+import optuna
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState
+
+from hpo.config import StudyFile
+from hpo.config import searched
+from hpo.errors import InputError
+from hpo.pause import pause_reason
+from hpo.pause import resume as forgive
+from hpo.pruning import margin_of
+from hpo.study import CONFIG
+from hpo.study import is_copied
+from hpo.study import manage
+from hpo.study import ours
+from search_spaces.space import Space
+from search_spaces.space import is_finite
+from search_spaces.space import label
+from search_spaces.space import points
+from storage import terms
+from storage.native import PostgresStorage
+
+EXTENDED = "hpo:extended"  # a study's system attribute: trials from this number on count for its plateau
+
+
+def end_if_due(storage: PostgresStorage, study: optuna.Study, file: StudyFile) -> None:
+    """Ends the study on a plateau, or when nothing is left to try."""
+    trials = study.get_trials(deepcopy=False)
+    if is_exhausted(trials, searched(file)):
+        terms.end(storage.ask, study._study_id, "every point of its space was tried")
+    elif file.budget.plateau_trials is not None:
+        first = storage.get_study_system_attrs(study._study_id).get(EXTENDED, 0)
+        if is_plateau([trial for trial in trials if not is_copied(trial)], file, first):
+            last = f"the last {file.budget.plateau_trials} trials brought no gain above noise"
+            terms.end(storage.ask, study._study_id, last)
+
+
+def is_exhausted(trials: Sequence[FrozenTrial], space: Space) -> bool:
+    if not is_finite(space) or any(trial.state == TrialState.WAITING for trial in trials):
+        return False
+    tried = {label(trial.params) for trial in trials}
+    return all(label(values) in tried for values in islice(points(space), len(tried) + 1))
+
+
+def is_plateau(trials: Sequence[FrozenTrial], file: StudyFile, first: int = 0) -> bool:
+    """Whether the last trials to end, those from number `first` on, are no better than the best before and noise."""
+    ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    ended.sort(key=lambda trial: trial.datetime_complete or datetime.max)
+    last = [trial for trial in ended if trial.number >= first][-(file.budget.plateau_trials or 0) :]
+    before = [trial for trial in ended if trial not in last]
+    best = max((trial.value for trial in before if trial.value is not None), default=None)
+    if best is None or len(last) < (file.budget.plateau_trials or 0):
+        return False
+    gain = max((trial.value for trial in last if trial.value is not None), default=best) - best
+    return gain <= margin_of(ended, file.pruner)
+
+
+def pause(study: optuna.Study) -> None:
+    """No trial is started until it is resumed."""
+    terms.pause(ours(study).ask, study._study_id)
+
+
+def resume(study: optuna.Study) -> None:
+    """Raises InputError for a study that goes on anyway."""
+    storage = ours(study)
+    found = terms.read(storage.ask, study._study_id)
+    is_paused = found is not None and found.paused
+    if pause_reason(study) is not None:
+        forgive(study)
+    elif not is_paused:
+        raise InputError(f"study {study.study_name} is not paused")
+    terms.resume(storage.ask, study._study_id)
+
+
+def extend(study: optuna.Study, file: StudyFile, trials: int, hours: float, gpu_hours: float) -> StudyFile:
+    """By so much more of each; a plateau counts from here on. Raises InputError for hours without a limit."""
+    storage, budget = ours(study), file.budget
+    if not (trials or hours or gpu_hours):
+        raise InputError("by how much? Give --trials, --hours or --gpu-hours")
+    for name, more in (("hours", hours), ("gpu_hours", gpu_hours)):
+        if more and getattr(budget, name) is None:
+            raise InputError(f"study {study.study_name} has no limit of {name}; nothing to extend")
+    change = {
+        "trials": budget.trials + trials,
+        "hours": budget.hours and budget.hours + hours,
+        "gpu_hours": budget.gpu_hours and budget.gpu_hours + gpu_hours,
+    }
+    file = file.model_copy(update={"budget": budget.model_copy(update=change)})
+    storage.set_study_system_attr(study._study_id, EXTENDED, len(study.get_trials(deepcopy=False)))
+    storage.set_study_system_attr(study._study_id, CONFIG, file.model_dump_json())
+    manage(storage, study, file)
+    return file

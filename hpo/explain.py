@@ -1,0 +1,102 @@
+"""Why a trial is as it is: who proposed it, how it went, and what ended it. Right at 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import optuna
+from optuna.trial import FrozenTrial
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+
+from hpo.config import StudyFile
+from hpo.config import searched
+from hpo.errors import InputError
+from hpo.proposals import PROPOSED_BY
+from hpo.proposals import SAMPLER_SEED
+from hpo.pruning import PLANNED
+from hpo.pruning import WHY_PRUNED
+from hpo.study import COPIED
+from hpo.study import OVERRIDES
+from objectives.evaluation import METRICS
+
+BAR = 30  # characters
+
+
+def explain(study: optuna.Study, file: StudyFile, number: int) -> Iterator[RenderableType]:
+    """Raises InputError for a number that the study does not have."""
+    trials = study.get_trials(deepcopy=False)
+    trial = next((trial for trial in trials if trial.number == number), None)
+    if trial is None:
+        raise InputError(f"study {study.study_name!r} has no trial {number}; it has {len(trials)}, from 0 on")
+    found = trial.user_attrs
+    took = f" after {trial.duration.total_seconds():,.0f} s" if trial.duration else ""
+    worker = f", by {found['worker']}" if "worker" in found else ""
+    yield f"trial {number} of {study.study_name}: {trial.state.name}{took}{worker}"
+    yield f"proposed: {_proposed(trial)}"
+    yield _parameters(trial, file)
+    if trial.intermediate_values:
+        yield _curve(trial)
+    yield from _end(trial)
+
+
+def _proposed(trial: FrozenTrial) -> str:
+    found = trial.user_attrs
+    if COPIED in found:
+        return f"not here, it is a copy of {found[COPIED]}"
+    seed = f" (sampler's seed {found[SAMPLER_SEED]})" if SAMPLER_SEED in found else ""
+    return f"{found.get(PROPOSED_BY, 'not yet, or by another program')}{seed}"
+
+
+def _parameters(trial: FrozenTrial, file: StudyFile) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    for heading in ("parameter", "value", "searched in"):
+        table.add_column(heading, no_wrap=heading == "parameter")
+    for name, value in trial.params.items():
+        table.add_row(name, _short(value), _bounds(trial.distributions[name]))
+    for name, value in trial.user_attrs.get(OVERRIDES, {}).items():
+        table.add_row(name, _short(value), "not searched, set by its baseline")
+    for name in searched(file).keys() - trial.params.keys() if trial.params else ():
+        table.add_row(name, "", "not there, by its condition")
+    return table
+
+
+def _bounds(distribution: optuna.distributions.BaseDistribution) -> str:
+    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+        return ", ".join(str(choice) for choice in distribution.choices)
+    assert isinstance(distribution, optuna.distributions.FloatDistribution | optuna.distributions.IntDistribution)
+    return f"{_short(distribution.low)} to {_short(distribution.high)}{', logarithmic' if distribution.log else ''}"
+
+
+def _curve(trial: FrozenTrial) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    planned = trial.user_attrs.get(PLANNED)
+    for heading in ("examples", "of its plan", "spearman"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for step, value in sorted(trial.intermediate_values.items()):
+        share = f"{step / planned:.0%}" if planned else ""
+        table.add_row(f"{step:,}", share, f"{value:.4f}", "█" * round(BAR * max(value, 0.0)))
+    return table
+
+
+def _end(trial: FrozenTrial) -> Iterator[str]:
+    found = trial.user_attrs
+    if WHY_PRUNED in found:
+        yield f"pruned, {found[WHY_PRUNED]}"
+    if "reason" in found:
+        yield f"cannot work: {found['reason']} {found.get('message', '')}".rstrip()
+    if "trace" in found:
+        yield f"failed:\n{found['trace']}"
+    if "stop_reason" in found:
+        yield f"{found['stop_reason']} at epoch {found['stop_epoch']:.2f}; the best was at {found['best_epoch']:.2f}"
+    for name, excess in trial.constraints.items():
+        if excess > 0 and name != found.get("reason"):
+            yield f"beyond the study's constraint on {name}, by {_short(excess)}"
+    if all(name in found for name in METRICS):
+        yield ", ".join(f"{name} {found[name]:.4f}" for name in METRICS)
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

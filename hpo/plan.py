@@ -1,0 +1,211 @@
+"""A plan: studies one after another, each from the best of those before."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+from typing import Any
+from typing import Literal
+
+import optuna
+from optuna.trial import FrozenTrial
+from pydantic import BaseModel
+from pydantic import Field
+
+from hpo.config import MAY_CHANGE
+from hpo.config import Budget
+from hpo.config import SpaceField
+from hpo.config import StudyFile
+from hpo.config import fingerprint
+from hpo.config import searched
+from hpo.config import trial_config
+from hpo.config import with_values
+from hpo.errors import HpoError
+from hpo.errors import InputError
+from hpo.spaces import SECTIONS
+from hpo.status import best_trials
+from hpo.study import open_study
+from hpo.study import parameters_of
+from hpo.study_file import completed
+from hpo.yamlfile import Place
+from hpo.yamlfile import read_yaml
+from hpo.yamlfile import validated
+from objectives.config import STRICT
+from search_spaces.space import Choice
+from search_spaces.space import FloatRange
+from search_spaces.space import IntRange
+from search_spaces.space import Range
+from search_spaces.space import Space
+from search_spaces.space import SpaceWithBaselines
+from search_spaces.space import Value
+from search_spaces.space import Values
+from search_spaces.space import split
+from storage.native import PostgresStorage
+
+PHASE = "hpo:phase"  # a study's system attribute: the fingerprint of its phase, before it had a best to start from
+OWN = ("name", "space", "budget")  # of each phase
+CENTRED = 0.5  # of a range, around the best
+MOST = 100  # trials of a phase that are looked at
+
+
+class Phase(BaseModel):
+    model_config = STRICT
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]{0,31}$")]
+    budget: Budget
+    space: SpaceField
+    # What phases before have searched: fixed at the best; searched again around the best; searched again as declared.
+    earlier: Literal["fix", "centre", "free"] = "centre"
+    top: Annotated[int, Field(ge=1)] = 3  # of the trials so far, tried first
+
+
+class PlanFile(BaseModel):
+    model_config = STRICT
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$")]
+    study: dict[str, Any]  # a study file but for OWN
+    phases: Annotated[tuple[Phase, ...], Field(strict=False, min_length=1)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    name: str
+    phases: tuple[Phase, ...]
+    files: tuple[StudyFile, ...]  # whole, as if nothing had come before
+
+
+@dataclass(frozen=True)
+class Found:
+    """A trial of an earlier phase, and all that it was trained with."""
+
+    name: str
+    trial: FrozenTrial
+    settings: Values
+
+
+def is_plan(path: Path) -> bool:
+    try:
+        return any(line.startswith("phases:") for line in path.read_text(errors="replace").splitlines())
+    except OSError:
+        return False
+
+
+def read_plan(path: Path) -> Plan:
+    """Every phase is checked before the first begins. Raises InputError with the line, DataError."""
+    written, place = read_yaml(path, PlanFile), Place(path)
+    for key in OWN:
+        if key in written.study:
+            raise place.below("study", key).error(f"each phase has its own {key}; remove it here")
+    if len({phase.name for phase in written.phases}) < len(written.phases):
+        raise place.below("phases").error("two phases have the same name")
+    files: list[StudyFile] = []
+    for number, phase in enumerate(written.phases):
+        own = {"name": f"{written.name}-{phase.name}", "space": phase.space, "budget": phase.budget}
+        where, common = place.below("phases", number), place.below("study")
+        file = completed(validated(written.study | own, StudyFile, common), common, where.below("space"))
+        if files:
+            _check_follows(file, phase, files, where)
+            file = _without_recipes(file, phase)
+        files.append(file)
+    return Plan(written.name, written.phases, tuple(files))
+
+
+def phase_file(plan: Plan, number: int, storage: PostgresStorage) -> StudyFile:
+    """The phase as it was begun, else from the best so far. Raises InputError if it was begun by another plan."""
+    fresh = plan.files[number]
+    if fresh.name in optuna.get_all_study_names(storage):
+        study, stored = open_study(storage, fresh.name)
+        made_from = storage.get_study_system_attrs(study._study_id).get(PHASE)
+        if made_from == fingerprint(fresh):
+            return stored.model_copy(update={key: getattr(fresh, key) for key in MAY_CHANGE})
+        if made_from is not None:
+            raise InputError(f"study {fresh.name!r} exists, of another plan; give the plan another name")
+    return _carried(fresh, plan, number, found_before(plan, number, storage)) if number else fresh
+
+
+def mark(plan: Plan, number: int, study: optuna.Study) -> None:
+    """The study is this phase of this plan, and goes on as it was begun."""
+    study._storage.set_study_system_attr(study._study_id, PHASE, fingerprint(plan.files[number]))
+
+
+def found_before(plan: Plan, number: int, storage: PostgresStorage) -> list[Found]:
+    """The best trials of all phases before, the best first."""
+    found = []
+    for phase, fresh in zip(plan.phases[:number], plan.files, strict=False):
+        study, file = open_study(storage, fresh.name)
+        for trial in best_trials(study.get_trials(deepcopy=False), MOST):
+            config = trial_config(file, parameters_of(trial))
+            settings = config.training.model_dump(exclude={"precision"}) | config.mining.model_dump()
+            found.append(Found(f"{phase.name}#{trial.number}", trial, settings))
+    return sorted(found, key=lambda one: -(one.trial.value or 0.0))
+
+
+def _check_follows(file: StudyFile, phase: Phase, before: list[StudyFile], where: Place) -> None:
+    """Whatever the best so far will be, this phase can start from it."""
+    known = {name for earlier in before for name in searched(earlier)}
+    if phase.earlier == "fix" and not searched(file).keys() - known:
+        raise where.error(f"phase {phase.name!r} has nothing left to search when what was searched before is fixed")
+    if phase.top > file.budget.trials:
+        raise where.below("top").error(f"{file.budget.trials} trials are too few for the {phase.top} best so far")
+    for name, parameter in searched(file).items():
+        for earlier in before if isinstance(parameter, Choice) else ():
+            choice = searched(earlier).get(name)
+            standing = {**earlier.training.model_dump(), **earlier.mining.model_dump()}[name]
+            missing = [
+                value
+                for value in (choice.choices if isinstance(choice, Choice) else (standing,))
+                if isinstance(parameter, Choice) and value not in parameter.choices
+            ]
+            if missing:
+                raise where.error(f"{name} may be {missing[0]!r} after {earlier.name!r}; add that to its choices")
+
+
+def _without_recipes(file: StudyFile, phase: Phase) -> StudyFile:
+    """They ran in the first phase."""
+    assert isinstance(file.space, SpaceWithBaselines)
+    own = phase.space.baselines if isinstance(phase.space, SpaceWithBaselines) else {}
+    kept = {name: values for name, values in file.space.baselines.items() if name in own}
+    return file.model_copy(update={"space": file.space.model_copy(update={"baselines": kept})})
+
+
+def _carried(fresh: StudyFile, plan: Plan, number: int, found: list[Found]) -> StudyFile:
+    """The phase from the best so far: what it does not search is set so, what was searched before is narrowed."""
+    if not found:
+        raise HpoError(f"no trial before phase {plan.phases[number].name!r} was completed: nothing to start from")
+    assert isinstance(fresh.space, SpaceWithBaselines)
+    best, phase = found[0].settings, plan.phases[number]
+    known = {name for file in plan.files[:number] for name in searched(file)}
+    parameters = {
+        name: _from_best(parameter, best[name], phase) if name in known and isinstance(parameter, Range) else parameter
+        for name, parameter in fresh.space.parameters.items()
+    }
+    space, fixed = split(parameters)
+    first = {one.name: one.settings for one in found[: phase.top] if _fits(one.settings, space)}
+    whole = SpaceWithBaselines(parameters={**space, **fixed}, baselines={**first, **fresh.space.baselines})
+    sections = {name: with_values(getattr(fresh, name), best | fixed) for name in SECTIONS}
+    return fresh.model_copy(update={"space": whole} | sections)
+
+
+def _from_best(parameter: Range, best: Value, phase: Phase) -> Range | Value:
+    if phase.earlier == "fix":
+        return best
+    if phase.earlier == "free" or isinstance(parameter, Choice) or parameter.step is not None:
+        return parameter
+    return around(parameter, float(best))
+
+
+def around(parameter: FloatRange | IntRange, best: float) -> FloatRange | IntRange:
+    """A part of the range, of its logarithm where that is what is drawn, with the best in the middle if it can be."""
+    into, back = (math.log, math.exp) if parameter.log else (float, float)
+    low, high = into(parameter.low), into(parameter.high)
+    half = CENTRED * (high - low) / 2
+    middle = min(max(into(best), low + half), high - half)
+    start, end = back(middle - half), back(middle + half)
+    if isinstance(parameter, IntRange):
+        bounds = {"low": max(math.floor(start), parameter.low), "high": min(math.ceil(end), parameter.high)}
+        return parameter.model_copy(update=bounds)
+    return parameter.model_copy(update={"low": float(f"{start:.4g}"), "high": float(f"{end:.4g}")})
+
+
+def _fits(settings: Values, space: Space) -> bool:
+    return all(settings[name] in kind.choices for name, kind in space.items() if isinstance(kind, Choice))

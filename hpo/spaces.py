@@ -1,0 +1,166 @@
+"""What a study file says of its space, checked against the configuration of a trial before anything else happens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic import ValidationError
+
+import search_spaces
+from hpo.config import StudyFile
+from hpo.config import with_values
+from hpo.errors import InputError
+from hpo.export import read_best_file
+from hpo.yamlfile import Place
+from hpo.yamlfile import read_yaml
+from objectives.config import STATIC
+from objectives.config import Mining
+from objectives.config import Training
+from search_spaces.space import Choice
+from search_spaces.space import Parameter
+from search_spaces.space import Preset
+from search_spaces.space import Recipes
+from search_spaces.space import Space
+from search_spaces.space import SpaceWithBaselines
+from search_spaces.space import Values
+from search_spaces.space import edges
+from search_spaces.space import problems
+from search_spaces.space import split
+
+FOLDER = Path(search_spaces.__path__[0])
+# By phase; the last is all of them at once, with the bounds of the first that has a parameter.
+PRESETS = {name: (name,) for name in ("quick_wins", "data", "advanced")} | {"full": ("quick_wins", "data", "advanced")}
+SECTIONS: dict[str, type[BaseModel]] = {"training": Training, "mining": Mining}
+
+
+@dataclass(frozen=True)
+class Written:
+    """A space as a file has it, and where."""
+
+    space: SpaceWithBaselines
+    place: Place
+
+
+def read_space(file: StudyFile, place: Place, space_place: Place) -> StudyFile:
+    """The file with its space written out, fixed values in the sections, too. Raises InputError with the line."""
+    written = _written(file, space_place)
+    parameters = _merged(written, file.model)
+    _check_names(written.place, parameters)
+    own = written.space.parameters
+    for location, message in problems(parameters):
+        if location[0] in own:
+            raise written.place.below("parameters", *location).error(message)
+    space, fixed = split(parameters)
+    if not space:
+        raise written.place.below("parameters").error("at least one parameter must be searched")
+    _check_searched_once(file, place, written, parameters)
+    _check_values(file, written.place, space, fixed)
+    sections = {name: with_values(getattr(file, name), fixed) for name in SECTIONS}
+    file = file.model_copy(update=sections)
+    baselines = {
+        name: _baseline(file, written, space, name, values) for name, values in _recipes(file, written.space).items()
+    }
+    whole = SpaceWithBaselines(parameters={**space, **fixed}, baselines=dict(baselines))
+    return file.model_copy(update={"space": whole})
+
+
+def preset_parameters(name: str, model: str) -> dict[str, Parameter]:
+    """For the kind of model that is fine-tuned."""
+    merged: dict[str, Parameter] = {}
+    for part in PRESETS[name]:
+        preset = read_yaml(FOLDER / f"{part}.yaml", Preset)
+        own = preset.static if model.startswith(STATIC) else preset.transformer
+        merged = own | preset.both | merged
+    return merged
+
+
+def recipes(model: str) -> dict[str, Values]:
+    found = read_yaml(FOLDER / "recipes.yaml", Recipes)
+    return found.static if model.startswith(STATIC) else found.transformer
+
+
+def _written(file: StudyFile, place: Place) -> Written:
+    if isinstance(file.space, SpaceWithBaselines):
+        return Written(file.space, place)
+    if not file.space.endswith((".yaml", ".yml")):
+        return Written(SpaceWithBaselines(preset=file.space), place)
+    path = place.path.parent / file.space
+    return Written(read_yaml(path, SpaceWithBaselines), Place(path))
+
+
+def _merged(written: Written, model: str) -> dict[str, Parameter]:
+    preset = written.space.preset
+    if preset is None:
+        return written.space.parameters
+    if preset not in PRESETS:
+        raise written.place.below("preset").error(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
+    return preset_parameters(preset, model) | written.space.parameters
+
+
+def _recipes(file: StudyFile, space: SpaceWithBaselines) -> dict[str, Values | str]:
+    return {**(recipes(file.model) if space.preset else {}), **space.baselines}
+
+
+def _check_names(place: Place, parameters: dict[str, Parameter]) -> None:
+    known = [name for section in SECTIONS.values() for name in section.model_fields]
+    for name in parameters:
+        if name not in known:
+            raise place.below("parameters", name).error(
+                f"no parameter {name!r} in training or mining; there are {', '.join(known)}"
+            )
+
+
+def _check_searched_once(file: StudyFile, place: Place, written: Written, parameters: dict[str, Parameter]) -> None:
+    for section in SECTIONS:
+        for name in getattr(file, section).model_fields_set & parameters.keys():
+            hint = f"space: {{preset: {written.space.preset}, parameters: {{{name}: VALUE}}}}"
+            mend = f"fix it there, {hint}" if written.space.preset else "keep one"
+            raise place.below(section, name).error(f"{section}.{name} is in the space, too; {mend}")
+
+
+def _check_values(file: StudyFile, place: Place, space: Space, fixed: Values) -> None:
+    """A value that no trial can train with is refused now, not by the worker that draws it."""
+    for location, values in [*edges(space), *(((name,), {name: value}) for name, value in fixed.items())]:
+        _try(file, place.below("parameters", *location), values)
+
+
+def _try(file: StudyFile, place: Place, values: Values) -> None:
+    for section in SECTIONS:
+        try:
+            with_values(getattr(file, section), values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            what = "".join(f"{name} cannot be {values[str(name)]!r}: " for name in first["loc"][:1])
+            raise place.error(f"{what}{first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _baseline(file: StudyFile, written: Written, space: Space, name: str, given: Values | str) -> Values:
+    """Raises InputError for a key that no trial has, or a value that none can train with."""
+    place = written.place.below("baselines", name)
+    values = _values_of(place, file, given) if isinstance(given, str) else given
+    known = {field for section in SECTIONS.values() for field in section.model_fields}
+    for key, value in values.items():
+        parameter = space.get(key)
+        if key not in known:
+            raise place.below(key).error(f"baseline {name!r}: no parameter {key!r} in training or mining")
+        if isinstance(parameter, Choice) and value not in parameter.choices:
+            raise place.below(key).error(f"baseline {name!r}: {key} is {value!r}, not one of {list(parameter.choices)}")
+    _try(file, place, values)
+    return values
+
+
+def _values_of(place: Place, file: StudyFile, given: str) -> Values:
+    """Of a best.yaml: all that its trial trained with."""
+    try:
+        config = read_best_file(place.path.parent / given)[1].config
+    except InputError as error:
+        raise place.error(str(error)) from None
+    if config.model != file.model:
+        raise place.error(f"{given} is of model {config.model}, this study of {file.model}")
+    values: dict[str, Any] = {}
+    for section in (config.training, config.mining):
+        values |= section.model_dump(exclude={"precision"})
+    return values

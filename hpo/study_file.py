@@ -1,0 +1,63 @@
+"""From the bytes of a study file to one that is whole: paths absolute, presets written out, the data's hash."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hpo.config import StudyFile
+from hpo.config import baselines
+from hpo.spaces import read_space
+from hpo.yamlfile import Place
+from hpo.yamlfile import read_yaml
+from objectives.config import STATIC
+from objectives.config import Incidents
+from objectives.incidents import file_sha256
+from objectives.presets import preset_columns
+from objectives.reading import DataError
+from objectives.reading import at_hand
+
+
+def read_study_file(path: Path) -> StudyFile:
+    """Whole and self-contained. Raises InputError, DataError."""
+    return completed(read_yaml(path, StudyFile), Place(path))
+
+
+def completed(file: StudyFile, place: Place, space_place: Place | None = None) -> StudyFile:
+    """The places: where it was written, and its space. Raises InputError that names the line, DataError."""
+    folder = place.path.parent
+    file = file.model_copy(update={"model": _absolute_model(file.model, folder)})
+    file = read_space(file, place, space_place or place.below("space"))
+    if len(baselines(file)) > file.budget.trials:
+        raise place.below("budget").error(f"{file.budget.trials} trials are too few for the baselines alone")
+    change: dict[str, Any] = {
+        "incidents": whole_incidents(file.incidents, folder),
+        "checkpoints": _absolute_checkpoints(file, folder),
+    }
+    return file.model_copy(update=change)
+
+
+def whole_incidents(incidents: Incidents, folder: Path) -> Incidents:
+    path = incidents.path if "://" in incidents.path else os.path.realpath(folder / incidents.path)
+    file = at_hand(path)
+    if incidents.dataset is not None:
+        raise DataError("incidents.dataset: the service sets it; remove it")
+    change: dict[str, Any] = {"path": path, "sha256": file_sha256(file)}
+    if incidents.sha256 not in (None, change["sha256"]):
+        raise DataError(f"{path}: SHA-256 is {change['sha256'][:12]}…, the study file says {incidents.sha256}")
+    if incidents.preset is not None:
+        change |= {"preset": None, "columns": preset_columns(file, incidents.encoding, incidents.preset)}
+    return incidents.model_copy(update=change)
+
+
+def _absolute_checkpoints(file: StudyFile, folder: Path) -> Any:
+    checkpoints = file.checkpoints
+    if checkpoints.folder is None or "://" in checkpoints.folder:
+        return checkpoints
+    return checkpoints.model_copy(update={"folder": str((folder / Path(checkpoints.folder).expanduser()).resolve())})
+
+
+def _absolute_model(model: str, folder: Path) -> str:
+    kind, name = (STATIC, model.removeprefix(STATIC)) if model.startswith(STATIC) else ("", model)
+    return f"{kind}{(folder / name).resolve()}" if (folder / name).is_dir() else model
