@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from collections.abc import Sequence
 from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import replace
+from itertools import compress
 from typing import get_args
 
 import optuna
@@ -20,9 +22,13 @@ from hpo.config import PrunerKind
 from hpo.config import StudyFile
 from hpo.display import make_console
 from hpo.errors import InputError
+from hpo.feasible import Floors
+from hpo.feasible import floors_of
+from hpo.feasible import reaches
 from hpo.pruning import Curve
 from hpo.pruning import curve_of
 from hpo.pruning import decide
+from hpo.pruning import is_peer
 from hpo.pruning import longest_plan
 from hpo.pruning import margin_of
 from hpo.pruning import untrained_of
@@ -36,17 +42,19 @@ class Replay:
     missed: float  # Spearman of the best trial, less that of the best that is left
 
 
-def replay(pruner: Pruner, trials: Sequence[FrozenTrial], longest: int) -> Replay:
+def replay(pruner: Pruner, trials: Sequence[FrozenTrial], longest: int, floors: Floors) -> Replay:
     """A trial is compared with those before it, as they ended in the replay; baselines are never pruned."""
-    untrained, ended, known = untrained_of(trials), list[Curve](), list[FrozenTrial]()
+    untrained, ended, peers, known = untrained_of(trials), list[Curve](), list[Curve](), list[FrozenTrial]()
     for trial in trials:
         curve = curve_of(trial, untrained)
         if not is_baseline(trial):
-            curve = _played(pruner, curve, ended, margin_of(known, pruner), longest)
+            curve = _played(pruner, curve, peers, margin_of(known, pruner), longest)
         ended.append(curve)
+        peers += [curve] if is_peer(trial, floors) else []
         known += [trial] if curve.state == TrialState.COMPLETE else []
     seen, total = (sum(curve.steps[-1] for curve in some) for some in (ended, [curve_of(t, None) for t in trials]))
-    best, kept = (_best(some) for some in ([curve_of(trial, None) for trial in trials], ended))
+    reaching = [reaches(trial, floors) for trial in trials]
+    best, kept = (_best(compress(some, reaching)) for some in ([curve_of(t, None) for t in trials], ended))
     pruned = sum(curve.state == TrialState.PRUNED for curve in ended)
     return Replay(pruned, 1 - seen / total, best - kept)
 
@@ -60,8 +68,8 @@ def _played(pruner: Pruner, curve: Curve, ended: Sequence[Curve], margin: float,
     return curve
 
 
-def _best(curves: Sequence[Curve]) -> float:
-    return max(curve.best for curve in curves if curve.state == TrialState.COMPLETE)
+def _best(curves: Iterable[Curve]) -> float:
+    return max((curve.best for curve in curves if curve.state == TrialState.COMPLETE), default=0.0)
 
 
 def print_audit(study: optuna.Study, file: StudyFile, *, as_json: bool) -> None:
@@ -69,7 +77,8 @@ def print_audit(study: optuna.Study, file: StudyFile, *, as_json: bool) -> None:
     trials = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and curve_of(t, None).steps]
     if not any(trial.state == TrialState.COMPLETE for trial in trials):
         raise InputError(f"study {study.study_name!r} has no completed trial; there is nothing to compare")
-    found = {name: replay(pruner, trials, longest_plan(file)) for name, pruner in candidates(file).items()}
+    longest, floors = longest_plan(file), floors_of(trials, file)
+    found = {name: replay(pruner, trials, longest, floors) for name, pruner in candidates(file).items()}
     if as_json:
         print(json.dumps({name: asdict(replayed) for name, replayed in found.items()}))
         return

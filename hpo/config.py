@@ -99,12 +99,14 @@ class Pruner(BaseModel):
 
 
 class Constraints(BaseModel):
-    """What a model may be and cost; a trial that violates one is never the best, and the search learns to stay away."""
+    """What a model may be and cost; a trial beyond that is never the best, and the search learns to stay away."""
 
     model_config = STRICT
     model_mib: Annotated[float, Field(gt=0)] | None = None  # at most, as it is saved
     texts_per_s: Annotated[float, Field(gt=0)] | None = None  # at least, encoded on the worker's device
     train_s: Annotated[float, Field(gt=0)] | None = None  # at most
+    # Metrics that the best must reach if any trial does; by default what the study's baselines reach.
+    floors: dict[MetricName, Target] | Literal["baselines", "off"] = "baselines"
 
 
 def _space_kind(value: object) -> str:

@@ -1,26 +1,18 @@
-"""What a model costs: as constraints of a search, and as a table of what quality is to be had for it."""
+"""What quality is to be had for which cost: a table of the trials that no other beats in every respect."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from optuna.trial import FrozenTrial
 from rich import box
 from rich.table import Table
 
 from hpo.config import Constraints
-from hpo.config import StudyFile
-from hpo.status import complete
-
-COSTS = ("model_mib", "texts_per_s", "train_s")
-MORE_IS_BETTER = ("texts_per_s",)
-
-
-def violations(file: StudyFile, found: dict[str, Any]) -> dict[str, float]:
-    """By how much each constraint is exceeded, below zero if it is kept; none for a trial that did not end."""
-    limits = {name: limit for name, limit in file.constraints.model_dump().items() if limit is not None}
-    return {name: _sign(name) * (found[name] - limit) for name, limit in limits.items() if name in found}
+from hpo.feasible import COSTS
+from hpo.feasible import MORE_IS_BETTER
+from hpo.feasible import complete
+from hpo.feasible import sign
 
 
 def frontier(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -45,7 +37,7 @@ def cost_table(trials: Sequence[FrozenTrial], constraints: Constraints) -> Table
         found = trial.user_attrs
         quality = (f"{found[name]:.3f}" for name in ("spearman", "roc_auc", "pr_auc"))
         table.add_row(str(trial.number), *quality, *(f"{found[name]:,.0f}" for name in COSTS))
-    limits = constraints.model_dump()
+    limits = {name: getattr(constraints, name) for name in COSTS}
     if any(limits.values()):
         signs = {name: "≥" if name in MORE_IS_BETTER else "≤" for name in COSTS}
         bounds = (f"{signs[name]} {limits[name]:,g}" if limits[name] else "" for name in COSTS)
@@ -55,8 +47,4 @@ def cost_table(trials: Sequence[FrozenTrial], constraints: Constraints) -> Table
 
 
 def _point(trial: FrozenTrial) -> tuple[float, ...]:
-    return (trial.value or 0.0, *(-_sign(name) * trial.user_attrs[name] for name in COSTS))
-
-
-def _sign(name: str) -> int:
-    return -1 if name in MORE_IS_BETTER else 1
+    return (trial.value or 0.0, *(-sign(name) * trial.user_attrs[name] for name in COSTS))

@@ -72,9 +72,18 @@ def comparison_table(rows: list[Comparison]) -> Table:
     return table
 
 
-def verdicts(rows: list[Comparison]) -> list[str]:
-    """Each target in words: met, open, or out of reach whatever the model."""
-    return [f"{row.metric}: {_verdict(row, row.target)}" for row in rows if row.target is not None]
+def verdicts(rows: list[Comparison], baselines: list[Comparison] | None = None) -> list[str]:
+    """Each target in words: met, open, or out of reach whatever the model; and what falls behind a baseline."""
+    found = [f"{row.metric}: {_verdict(row, row.target)}" for row in rows if row.target is not None]
+    if worse := behind(rows, baselines or rows):
+        found.append(f"no trial is as good as the baselines in everything: the best falls behind in {', '.join(worse)}")
+    return found
+
+
+def behind(rows: list[Comparison], baselines: list[Comparison]) -> list[str]:
+    """Metrics in which the best is worse than a baseline; of Spearman the table tells."""
+    pairs = zip(rows[1:], baselines[1:], strict=True)
+    return [row.metric for row, other in pairs if row.best < max(other.baselines.values(), default=0.0)]
 
 
 def _verdict(row: Comparison, target: float) -> str:

@@ -13,6 +13,8 @@ from optuna.trial import TrialState
 from hpo.config import StudyFile
 from hpo.config import searched
 from hpo.errors import InputError
+from hpo.feasible import floors_of
+from hpo.feasible import reaches
 from hpo.pause import pause_reason
 from hpo.pause import resume as forgive
 from hpo.pruning import margin_of
@@ -51,7 +53,9 @@ def is_exhausted(trials: Sequence[FrozenTrial], space: Space) -> bool:
 
 def is_plateau(trials: Sequence[FrozenTrial], file: StudyFile, first: int = 0) -> bool:
     """Whether the last trials to end, those from number `first` on, are no better than the best before and noise."""
-    ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    floors = floors_of(trials, file)
+    done = (TrialState.COMPLETE, TrialState.PRUNED)
+    ended = [t for t in trials if t.state in done and (t.value is None or reaches(t, floors))]
     ended.sort(key=lambda trial: trial.datetime_complete or datetime.max)
     last = [trial for trial in ended if trial.number >= first][-(file.budget.plateau_trials or 0) :]
     before = [trial for trial in ended if trial not in last]

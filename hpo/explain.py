@@ -13,12 +13,12 @@ from rich.table import Table
 from hpo.config import StudyFile
 from hpo.config import searched
 from hpo.errors import InputError
-from hpo.proposals import PROPOSED_BY
 from hpo.proposals import SAMPLER_SEED
 from hpo.pruning import PLANNED
 from hpo.pruning import WHY_PRUNED
 from hpo.study import COPIED
 from hpo.study import OVERRIDES
+from hpo.study import PROPOSED_BY
 from objectives.evaluation import METRICS
 
 BAR = 30  # characters

@@ -17,8 +17,8 @@ from hpo.config import StudyFile
 from hpo.config import fingerprint
 from hpo.config import trial_config
 from hpo.errors import InputError
+from hpo.feasible import best_trials
 from hpo.files import write_text
-from hpo.status import best_trials
 from hpo.study import BASELINE
 from hpo.study import VERSIONS
 from hpo.study import parameters_of
@@ -97,7 +97,7 @@ class BestFile(BaseModel):
 
 def export(study: optuna.Study, file: StudyFile, out: Path, top: int = 1) -> list[Path]:
     """Writes the best trial to `out`, the next ones beside it with their rank in the name. Raises InputError."""
-    trials = best_trials(tuple(study.get_trials(deepcopy=False)), top)
+    trials = best_trials(study.get_trials(deepcopy=False), file, top)
     if not trials:
         raise InputError(f"study {file.name!r} has no completed trial yet; nothing to export")
     paths = [out if rank == 1 else out.with_stem(f"{out.stem}-{rank}") for rank in range(1, len(trials) + 1)]

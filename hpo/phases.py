@@ -11,6 +11,7 @@ from rich.table import Table
 
 from hpo.config import StudyFile
 from hpo.connect import storage_url
+from hpo.display import behind
 from hpo.display import make_console
 from hpo.display import verdicts
 from hpo.errors import HpoError
@@ -54,10 +55,17 @@ def _print_end(console: Console, plan: Plan, done: Done, folder: Path) -> None:
     if not any(rows.values()):
         raise HpoError(f"no trial of plan {plan.name!r} was completed; see the logs under {folder}")
     console.print(gain_table(rows))
-    name, study, file = max((one for one in done if rows[one[0]]), key=lambda one: rows[one[0]][0].best)
+    name, study, file = max((one for one in done if rows[one[0]]), key=lambda one: _standing(rows[one[0]], rows))
     best = export(study, file, folder / "best.yaml")[0]
     written = f"best configuration: {best} (study {file.name})"
-    console.print(*verdicts(rows[name]), "", written, sep="\n", soft_wrap=True)
+    first = next(found for found in rows.values() if found)
+    console.print(*verdicts(rows[name], first), "", written, sep="\n", soft_wrap=True)
+
+
+def _standing(rows: list[Comparison], phases: dict[str, list[Comparison]]) -> tuple[bool, float]:
+    """Whether nothing falls behind the baselines of the first phase; Spearman."""
+    first = next(rows for rows in phases.values() if rows)
+    return not behind(rows, first), rows[0].best
 
 
 def gain_table(phases: dict[str, list[Comparison]]) -> Table:

@@ -24,8 +24,11 @@ from hpo.config import trial_config
 from hpo.config import with_values
 from hpo.errors import HpoError
 from hpo.errors import InputError
+from hpo.feasible import Floors
+from hpo.feasible import best_trials
+from hpo.feasible import floors_of
+from hpo.feasible import reaches
 from hpo.spaces import SECTIONS
-from hpo.status import best_trials
 from hpo.study import open_study
 from hpo.study import parameters_of
 from hpo.study_file import completed
@@ -120,7 +123,7 @@ def phase_file(plan: Plan, number: int, storage: PostgresStorage) -> StudyFile:
             return stored.model_copy(update={key: getattr(fresh, key) for key in MAY_CHANGE})
         if made_from is not None:
             raise InputError(f"study {fresh.name!r} exists, of another plan; give the plan another name")
-    return _carried(fresh, plan, number, found_before(plan, number, storage)) if number else fresh
+    return _carried(fresh, plan, number, storage) if number else fresh
 
 
 def mark(plan: Plan, number: int, study: optuna.Study) -> None:
@@ -133,11 +136,18 @@ def found_before(plan: Plan, number: int, storage: PostgresStorage) -> list[Foun
     found = []
     for phase, fresh in zip(plan.phases[:number], plan.files, strict=False):
         study, file = open_study(storage, fresh.name)
-        for trial in best_trials(study.get_trials(deepcopy=False), MOST):
+        for trial in best_trials(study.get_trials(deepcopy=False), file, MOST):
             config = trial_config(file, parameters_of(trial))
             settings = config.training.model_dump(exclude={"precision"}) | config.mining.model_dump()
             found.append(Found(f"{phase.name}#{trial.number}", trial, settings))
-    return sorted(found, key=lambda one: -(one.trial.value or 0.0))
+    floors = floors_of_plan(plan, storage)
+    return sorted(found, key=lambda one: (not reaches(one.trial, floors), -(one.trial.value or 0.0)))
+
+
+def floors_of_plan(plan: Plan, storage: PostgresStorage) -> Floors:
+    """What the baselines of the first phase have reached."""
+    study, file = open_study(storage, plan.files[0].name)
+    return floors_of(study.get_trials(deepcopy=False), file)
 
 
 def _check_follows(file: StudyFile, phase: Phase, before: list[StudyFile], where: Place) -> None:
@@ -168,9 +178,9 @@ def _without_recipes(file: StudyFile, phase: Phase) -> StudyFile:
     return file.model_copy(update={"space": file.space.model_copy(update={"baselines": kept})})
 
 
-def _carried(fresh: StudyFile, plan: Plan, number: int, found: list[Found]) -> StudyFile:
+def _carried(fresh: StudyFile, plan: Plan, number: int, storage: PostgresStorage) -> StudyFile:
     """The phase from the best so far: what it does not search is set so, what was searched before is narrowed."""
-    if not found:
+    if not (found := found_before(plan, number, storage)):
         raise HpoError(f"no trial before phase {plan.phases[number].name!r} was completed: nothing to start from")
     assert isinstance(fresh.space, SpaceWithBaselines)
     best, phase = found[0].settings, plan.phases[number]
@@ -181,9 +191,10 @@ def _carried(fresh: StudyFile, plan: Plan, number: int, found: list[Found]) -> S
     }
     space, fixed = split(parameters)
     first = {one.name: one.settings for one in found[: phase.top] if _fits(one.settings, space)}
-    whole = SpaceWithBaselines(parameters={**space, **fixed}, baselines={**first, **fresh.space.baselines})
+    whole = SpaceWithBaselines(parameters={**space, **fixed}, baselines=fresh.space.baselines, first=first)
     sections = {name: with_values(getattr(fresh, name), best | fixed) for name in SECTIONS}
-    return fresh.model_copy(update={"space": whole} | sections)
+    constraints = fresh.constraints.model_copy(update={"floors": dict(floors_of_plan(plan, storage))})
+    return fresh.model_copy(update={"space": whole, "constraints": constraints} | sections)
 
 
 def _from_best(parameter: Range, best: Value, phase: Phase) -> Range | Value:

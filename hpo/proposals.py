@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from hpo.config import StudyFile
 from hpo.config import searched
-from hpo.study import BASELINE
+from hpo.study import PROPOSED_BY
 from search_spaces.space import is_finite
 from search_spaces.space import label
 from search_spaces.space import points
@@ -24,7 +24,7 @@ from storage.native import PostgresStorage
 MOST_POINTS = 100_000  # of a finite space
 DRAWS = 10  # of one trial; then what is left of a finite space is looked through
 STARTUP_TRIALS = 10  # at random, before there is anything to learn from
-PROPOSED_BY, SAMPLER_SEED = "proposed_by", "sampler_seed"  # a trial's user attributes
+SAMPLER_SEED = "sampler_seed"  # a trial's user attribute
 FIXED = "fixed_params"  # a trial's system attribute, of Optuna: values that its samplers are not asked for
 
 
@@ -72,7 +72,7 @@ def _asked(study: optuna.Study, sampler: Any, file: StudyFile, trial_id: int) ->
 def _as_it_is(storage: PostgresStorage, study: optuna.Study, file: StudyFile, found: FrozenTrial) -> optuna.Trial:
     trial = _asked(study, make_sampler(file, found.number)[0], file, found._trial_id)
     if PROPOSED_BY not in found.user_attrs:
-        trial.set_user_attr(PROPOSED_BY, f"baseline {found.user_attrs.get(BASELINE, 'by hand')}")
+        trial.set_user_attr(PROPOSED_BY, "somebody by hand")
     if not storage.flush(found._trial_id, params_hash=_hash(file, trial)):
         storage.flush(found._trial_id)
     return trial

@@ -32,6 +32,9 @@ from optuna.trial import TrialState
 from hpo.config import Pruner
 from hpo.config import StudyFile
 from hpo.config import searched
+from hpo.feasible import Floors
+from hpo.feasible import floors_of
+from hpo.feasible import reaches
 from search_spaces.space import Choice
 from search_spaces.space import IntRange
 
@@ -100,10 +103,16 @@ class View:
 def decide_of(study: optuna.Study, file: StudyFile, number: int) -> Decision | None:
     """Of a trial that has just reported; None: it goes on."""
     trials = study.get_trials(deepcopy=False)
+    floors = floors_of(trials, file)  # those below would set a bar that no good trial need pass
     untrained = untrained_of(trials)
-    curves = {trial.number: curve_of(trial, untrained) for trial in trials if trial.intermediate_values}
+    curves = {trial.number: curve_of(trial, untrained) for trial in trials if is_peer(trial, floors)}
     own = curves.pop(number)
     return decide(file.pruner, own, list(curves.values()), margin_of(trials, file.pruner), longest_plan(file))
+
+
+def is_peer(trial: FrozenTrial, floors: Floors) -> bool:
+    """Whether others are measured by it: not where it is good at Spearman alone."""
+    return bool(trial.intermediate_values) and (trial.state != TrialState.COMPLETE or reaches(trial, floors))
 
 
 def decide(pruner: Pruner, own: Curve, peers: Sequence[Curve], margin: float, longest: int) -> Decision | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import optuna
@@ -10,6 +9,7 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState
 
 from hpo.config import StudyFile
+from hpo.feasible import best_trials
 from hpo.pause import pause_reason
 from hpo.study import BASELINE
 from hpo.study import is_baseline
@@ -57,7 +57,7 @@ def take_snapshot(study: optuna.Study, file: StudyFile) -> Snapshot:
     trials = tuple(trial for trial in study.get_trials(deepcopy=False) if not is_copied(trial))
     found = terms.read(ours(study).ask, study._study_id)
     states = [trial.state for trial in trials]
-    best = best_trials(trials, 1)
+    best = best_trials(trials, file, 1)
     counts = {
         "complete": states.count(TrialState.COMPLETE),
         "pruned": states.count(TrialState.PRUNED),
@@ -78,20 +78,9 @@ def take_snapshot(study: optuna.Study, file: StudyFile) -> Snapshot:
     )
 
 
-def complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Of this study, and with a value."""
-    return [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None and not is_copied(t)]
-
-
-def best_trials(trials: Sequence[FrozenTrial], top: int) -> list[FrozenTrial]:
-    """Completed trials that keep the study's constraints, highest Spearman first; of equals the earlier."""
-    feasible = [t for t in complete(trials) if all(excess <= 0 for excess in t.constraints.values())]
-    return sorted(feasible, key=lambda trial: (-(trial.value or 0.0), trial.number))[:top]
-
-
 def compare(snapshot: Snapshot, file: StudyFile) -> list[Comparison]:
     """Empty before the first completed trial."""
-    best = best_trials(snapshot.trials, 1)
+    best = best_trials(snapshot.trials, file, 1)
     if not best:
         return []
     done = {

@@ -19,6 +19,7 @@ from hpo.config import searched
 from hpo.errors import InputError
 from hpo.errors import SetupError
 from objectives.model_files import pin
+from search_spaces.space import SpaceWithBaselines
 from search_spaces.space import Values
 from search_spaces.space import is_there
 from storage import datasets
@@ -29,6 +30,7 @@ CONFIG = "hpo:config"
 VERSIONS = "hpo:versions"
 # A trial's user attributes: the name of its recipe; what that sets beyond the space; the trial that it is a copy of.
 BASELINE, OVERRIDES, COPIED = "baseline", "overrides", "copied_from"
+PROPOSED_BY = "proposed_by"  # in words
 FIRST = 5  # of a study whose trials do not compare, to be tried first
 PACKAGES = ("incident-hpo", "optuna", "sentence-transformers", "transformers", "torch", "numpy")
 
@@ -56,7 +58,7 @@ def create_study(url: URL, storage: PostgresStorage, file: StudyFile, dataset: b
             sha256 = datasets.store(storage.ask, study._study_id, dataset)
             file = file.model_copy(update={"incidents": file.incidents.model_copy(update={"dataset": sha256})})
         storage.set_study_system_attr(study._study_id, CONFIG, file.model_dump_json())
-        _enqueue_baselines(study, file)
+        _enqueue_all(study, file)
         for name in file.warm_start:
             _warm_start(storage, study, file, name)
         manage(storage, study, file)
@@ -161,14 +163,18 @@ def manage(storage: PostgresStorage, study: optuna.Study, file: StudyFile) -> No
     storage.manage(study._study_id, budget.trials + copied, file.lease_s, budget.hours, budget.gpu_hours)
 
 
-def _enqueue_baselines(study: optuna.Study, file: StudyFile) -> None:
-    there = {trial.user_attrs.get(BASELINE) for trial in study.get_trials(deepcopy=False)}
+def _enqueue_all(study: optuna.Study, file: StudyFile) -> None:
+    there = _proposals(study)
+    assert isinstance(file.space, SpaceWithBaselines)
     for name, values in baselines(file).items():
-        if name not in there:
-            _enqueue(study, file, name, values)
+        if (proposed := f"baseline {name}") not in there:
+            _enqueue(study, file, values, {BASELINE: name, PROPOSED_BY: proposed})
+    for name, values in file.space.first.items():
+        if (proposed := f"{name}, of the best so far") not in there:
+            _enqueue(study, file, values, {PROPOSED_BY: proposed})
 
 
-def _enqueue(study: optuna.Study, file: StudyFile, name: str, values: Values) -> None:
+def _enqueue(study: optuna.Study, file: StudyFile, values: Values, attributes: dict[str, Any]) -> None:
     """What the space has is its parameters, within the bounds or not; the rest goes beside them."""
     standing = file.training.model_dump() | file.mining.model_dump()
     settings = standing | values
@@ -177,7 +183,7 @@ def _enqueue(study: optuna.Study, file: StudyFile, name: str, values: Values) ->
         if is_there(parameter, parameters):
             parameters[key] = settings[key]
     overrides = {key: value for key, value in values.items() if key not in parameters and value != standing[key]}
-    study.enqueue_trial(parameters, user_attrs={BASELINE: name} | ({OVERRIDES: overrides} if overrides else {}))
+    study.enqueue_trial(parameters, user_attrs=attributes | ({OVERRIDES: overrides} if overrides else {}))
 
 
 def _warm_start(storage: PostgresStorage, study: optuna.Study, file: StudyFile, name: str) -> None:
@@ -185,9 +191,7 @@ def _warm_start(storage: PostgresStorage, study: optuna.Study, file: StudyFile, 
     other, theirs = open_study(storage, name)
     if searched(theirs) != searched(file):
         raise InputError(f"warm_start: study {name!r} searches another space; only one with the same can be used")
-    there = {
-        trial.user_attrs.get(COPIED) or trial.user_attrs.get(BASELINE) for trial in study.get_trials(deepcopy=False)
-    }
+    there = _proposals(study)
     ended = [trial for trial in other.get_trials() if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     if _comparable(theirs) == _comparable(file):
         for trial in ended:
@@ -197,8 +201,14 @@ def _warm_start(storage: PostgresStorage, study: optuna.Study, file: StudyFile, 
         return
     best = sorted((trial for trial in ended if trial.value is not None), key=lambda trial: -(trial.value or 0.0))
     for trial in best[:FIRST]:
-        if f"{name}#{trial.number}" not in there:
-            _enqueue(study, file, f"{name}#{trial.number}", parameters_of(trial))
+        if (proposed := f"{name}#{trial.number}, of the best so far") not in there:
+            _enqueue(study, file, parameters_of(trial), {PROPOSED_BY: proposed})
+
+
+def _proposals(study: optuna.Study) -> set[str | None]:
+    """What its trials are copies of, or who proposed them."""
+    trials = study.get_trials(deepcopy=False)
+    return {trial.user_attrs.get(COPIED, trial.user_attrs.get(PROPOSED_BY)) for trial in trials}
 
 
 def _comparable(file: StudyFile) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from sqlalchemy import URL
 
 from hpo.config import StudyFile
 from hpo.config import trial_config
-from hpo.costs import violations
 from hpo.datasets import cache_folder
 from hpo.datasets import fetch as fetch_incidents
 from hpo.datasets import is_here
@@ -28,6 +27,8 @@ from hpo.errors import HpoError
 from hpo.errors import InputError
 from hpo.errors import Interrupted
 from hpo.errors import SetupError
+from hpo.feasible import excesses
+from hpo.feasible import floors_of
 from hpo.memory import ladder
 from hpo.pause import pause_reason
 from hpo.proposals import propose
@@ -246,8 +247,10 @@ def _record(study: optuna.Study, file: StudyFile, trial_id: int, message: dict[s
     attributes = {key: value for key, value in message.items() if key not in ("event", "scores")}
     for key, value in (scores | attributes).items():
         trial.set_user_attr(key, value)
-    for name, excess in violations(file, message).items():
-        trial.set_constraint(name, excess)
+    if message["event"] == "result" and message["stop_reason"] != "pruned":
+        floors = {} if is_baseline(trial) else floors_of(study.get_trials(deepcopy=False), file)
+        for name, excess in excesses(file, scores | message, floors).items():
+            trial.set_constraint(name, excess)
     if message["event"] == "infeasible":
         # Told as pruned with a violated constraint, so that the sampler learns to stay away.
         trial.set_constraint(message["reason"], 1.0)

@@ -95,6 +95,7 @@ class SpaceWithBaselines(BaseModel):
     preset: str | None = None  # whose parameters and baselines these are added to
     parameters: dict[str, Parameter] = {}
     baselines: dict[str, Values | str] = {}
+    first: dict[str, Values] = {}  # tried next, and treated like any other
 
 
 class Preset(BaseModel):

@@ -342,7 +342,8 @@ class PostgresStorage(BaseStorage):
         return verdict
 
     def _checked(self, verdict: str, trial_id: int) -> str:
-        if verdict in ("lost", "finished", "missing") and self._leases.pop(trial_id, None) is not None:
+        if verdict in ("lost", "finished", "missing") and (lease := self._leases.pop(trial_id, None)) is not None:
             self._ended.add(trial_id)
+            self._caches[lease.study_id].read_at = float("-inf")  # somebody changed what was held to be our own
         refuse(verdict, trial_id)
         return verdict

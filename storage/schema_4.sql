@@ -19,8 +19,8 @@ CREATE FUNCTION incident_hpo.clock_v1() RETURNS trigger LANGUAGE plpgsql SET sea
 BEGIN
     IF TG_OP = 'UPDATE' THEN
         IF OLD.held AND (NOT NEW.held OR NEW.token IS DISTINCT FROM OLD.token) THEN
-            NEW.device_s := OLD.device_s
-                + extract(epoch FROM greatest(least(clock_timestamp(), OLD.expires) - OLD.since, interval '0'));
+            NEW.device_s := OLD.device_s + coalesce(extract(epoch FROM
+                greatest(least(clock_timestamp(), OLD.expires), OLD.since) - OLD.since), 0);
         END IF;
         IF OLD.held AND NEW.held AND NEW.token IS NOT DISTINCT FROM OLD.token THEN
             RETURN NEW;
@@ -40,7 +40,7 @@ RETURNS TABLE (budget int, lease_s float8, paused bool, ended text, elapsed_s fl
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT s.budget, extract(epoch FROM s.lease)::float8, s.paused IS NOT NULL, s.ended,
         coalesce(extract(epoch FROM coalesce(s.paused, clock_timestamp()) - s.begun), 0)::float8,
-        (SELECT coalesce(sum(l.device_s + CASE WHEN l.held THEN extract(epoch FROM clock_timestamp() - l.since) ELSE 0 END), 0)
+        (SELECT coalesce(sum(l.device_s + coalesce(extract(epoch FROM clock_timestamp() - l.since), 0)), 0)
          FROM incident_hpo.leases l WHERE l.study_id = p_study)::float8
     FROM incident_hpo.studies s WHERE s.study_id = p_study
 $$;

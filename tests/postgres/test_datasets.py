@@ -23,6 +23,7 @@ from storage.connection import Unavailable
 from storage.datasets import CHUNK_BYTES
 from storage.engine import StorageError
 from storage.native import PostgresStorage
+from storage.terms import Terms
 from tests.postgres.scene import IS_BLOCKED
 from tests.postgres.scene import Scene
 from tests.postgres.scene import ask
@@ -268,14 +269,13 @@ def test_study_of_the_release_before_is_kept_and_may_name_a_data_set(
     with monkeypatch.context() as patch:
         patch.setattr(schema, "FILES", schema.FILES[:2])
         patch.setattr(schema, "VERSION", 2)
-        earlier = Scene(empty_database)
-        earlier.storage.create_new_trial(earlier.study_id)
+        storage = PostgresStorage(empty_database)
+        study_id = optuna.create_study(storage=storage)._study_id
+        storage.ask("INSERT INTO incident_hpo.studies (study_id, budget, lease) VALUES (%s, 100, '1 h')", (study_id,))
+        storage.create_new_trial(study_id)
     before = rows(empty_database)
     storage = PostgresStorage(empty_database)
-    found = terms.read(storage.ask, earlier.study_id)
-    assert (rows(empty_database), found and found.budget) == (before, earlier.budget)
-    sha256 = datasets.store(storage.ask, earlier.study_id, content)
-    assert (datasets.fetch(storage.ask, sha256), storage.claim(earlier.study_id, "worker").verdict) == (
-        content,
-        "claimed",
-    )
+    assert rows(empty_database) == before
+    assert terms.read(storage.ask, study_id) == Terms(100, 3600.0, False, None, 0.0, 0.0)
+    sha256 = datasets.store(storage.ask, study_id, content)
+    assert (datasets.fetch(storage.ask, sha256), storage.claim(study_id, "worker").verdict) == (content, "claimed")

@@ -145,8 +145,9 @@ def earlier(empty_database: URL, monkeypatch: pytest.MonkeyPatch) -> URL:
         patch.setattr(schema, "VERSION", 1)
         storage = PostgresStorage(empty_database)
         study = optuna.create_study(study_name="there", storage=storage)
-        storage.manage(study._study_id, 1, lease_s=3600)
-        assert storage.claim(study._study_id, "worker").verdict == "claimed"
+        storage.ask("INSERT INTO incident_hpo.studies VALUES (%s, 1, '1 h')", (study._study_id,))
+        claim = "SELECT verdict FROM incident_hpo.claim_v1(%s, 'request', 'worker', 0)"
+        assert storage.ask(claim, (study._study_id,)) == [("claimed",)]
         storage.remove_session()
     return empty_database
 
@@ -155,7 +156,7 @@ def test_tables_of_an_earlier_release_are_brought_up_to_date_once_no_worker_runs
     earlier: URL, database: URL, query: Query, rows: Callable[[URL], dict[str, list[str]]]
 ) -> None:
     before = rows(earlier)
-    with pytest.raises(StorageError, match=r"schema 1, here 3\) while workers run 1 of its trials; stop them"):
+    with pytest.raises(StorageError, match=r"schema 1, here 4\) while workers run 1 of its trials; stop them"):
         PostgresStorage(earlier)
     assert (rows(earlier), query(earlier, VERSION)) == (before, [(1,)])
     query(earlier, "UPDATE incident_hpo.leases SET expires = clock_timestamp()")
@@ -169,7 +170,7 @@ def test_functions_of_another_release_are_not_called(database: URL, query: Calla
     storage = PostgresStorage(database)
     study = optuna.create_study(storage=storage)
     storage.manage(study._study_id, 1, lease_s=60)
-    query(database, "ALTER FUNCTION incident_hpo.claim_v1 RENAME TO claim_v2")
+    query(database, "ALTER FUNCTION incident_hpo.claim_v2 RENAME TO claim_v0")
     with pytest.raises(psycopg2.errors.UndefinedFunction):
         storage.claim(study._study_id, "worker")
     assert study.get_trials() == []

@@ -15,18 +15,20 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy import URL
 
+from hpo import config
 from hpo.config import StudyFile
 from hpo.errors import InputError
 from hpo.errors import SetupError
+from hpo.proposals import make_sampler
 from hpo.study import BASELINE
 from hpo.study import CONFIG
 from hpo.study import VERSIONS
 from hpo.study import create_study
 from hpo.study import installed_versions
-from hpo.study import make_sampler
 from hpo.study import open_study
 from hpo.study import refuse_other_versions
 from hpo.study_file import read_study_file
+from storage import terms
 from storage.native import PostgresStorage
 
 Query = Callable[..., list[tuple[object, ...]]]
@@ -82,9 +84,13 @@ def baselines(study: optuna.Study) -> list[tuple[str, TrialState, object]]:
 
 
 def expected(path: Path) -> list[tuple[str, TrialState, object]]:
-    space = read_study_file(path).space
-    assert not isinstance(space, str)
-    return [(name, TrialState.WAITING, values) for name, values in space.baselines.items()]
+    return [(name, TrialState.WAITING, values) for name, values in config.baselines(read_study_file(path)).items()]
+
+
+def terms_of(storage: PostgresStorage, study: optuna.Study) -> tuple[int, float]:
+    found = terms.read(storage.ask, study._study_id)
+    assert found is not None
+    return found.budget, found.lease_s
 
 
 def change(path: Path, old: str, new: str) -> None:
@@ -141,10 +147,10 @@ def test_other_tickets_under_one_path_are_another_configuration(
 
 def test_larger_budget_extends_a_study_for_those_who_have_it_open(database: URL, path: Path) -> None:
     study, storage = create(database, path), PostgresStorage(database)
-    assert budget(storage, study) == (3, 3.0)
+    assert terms_of(storage, study) == (3, 3.0)
     change(path, "trials: 3", "trials: 5")
     create(database, path)
-    assert budget(storage, study) == (5, 3.0)
+    assert terms_of(storage, study) == (5, 3.0)
     assert reopen(database)[1].budget.trials == 5
     assert baselines(study) == expected(path)
 
@@ -226,7 +232,7 @@ def test_sampler_draws_the_same_for_one_trial_and_otherwise_for_another(path: Pa
     file = read_study_file(path)
 
     def draw(file: StudyFile, number: int) -> float:
-        study = optuna.create_study(sampler=make_sampler(file, number))
+        study = optuna.create_study(sampler=make_sampler(file, number)[0])
         return study.ask().suggest_float("x", 0, 1)
 
     assert draw(file, 3) == draw(file, 3)

@@ -14,8 +14,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from hpo.status import best_trials
+from hpo.config import Budget
+from hpo.config import StudyFile
+from hpo.feasible import best_trials
 from hpo.trainer_process import TrainerProcess
+from objectives.config import Incidents
 from objectives.config import Job
 from objectives.config import TrialConfig
 
@@ -108,6 +111,7 @@ def test_trial_ends_within_the_step_that_is_not_finite_wherever_that_is(breaking
 
 def test_trial_that_diverged_is_never_the_best() -> None:
     """Whatever it reported before."""
+    file = StudyFile(name="any", incidents=Incidents(path="any"), budget=Budget(trials=3))
     study = optuna.create_study(direction="maximize")
     for spearman, diverges in ((0.5, False), (0.9, True), (0.4, False)):
         trial = study.ask()
@@ -116,4 +120,4 @@ def test_trial_that_diverged_is_never_the_best() -> None:
             trial.set_constraint("Diverged", 1.0)
         study.tell(trial, None if diverges else spearman, TrialState.PRUNED if diverges else TrialState.COMPLETE)
     assert study.best_trial.number == 0
-    assert [trial.number for trial in best_trials(tuple(study.get_trials()), 3)] == [0, 2]
+    assert [trial.number for trial in best_trials(study.get_trials(), file, 3)] == [0, 2]
