@@ -28,8 +28,11 @@ def floors_of(trials: Sequence[FrozenTrial], file: StudyFile) -> Floors:
     given = file.constraints.floors
     if isinstance(given, dict):
         return {str(name): floor for name, floor in given.items()}
+    if given == "off":
+        return {}
     done = [trial.user_attrs for trial in trials if is_baseline(trial) and trial.state == TrialState.COMPLETE]
-    return {m: max(found[m] for found in done) for m in METRICS[1:]} if done and given == "baselines" else {}
+    reached = {metric: [found[metric] for found in done if metric in found] for metric in METRICS[1:]}
+    return {metric: max(values) for metric, values in reached.items() if values}
 
 
 def excesses(file: StudyFile, found: Mapping[str, Any], floors: Floors) -> dict[str, float]:

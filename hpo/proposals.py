@@ -23,7 +23,7 @@ from storage.native import PostgresStorage
 
 MOST_POINTS = 100_000  # of a finite space
 DRAWS = 10  # of one trial; then what is left of a finite space is looked through
-STARTUP_TRIALS = 10  # at random, before there is anything to learn from
+STARTUP = 4, 10  # trials at random, before there is anything to learn from: a quarter of the budget within these
 SAMPLER_SEED = "sampler_seed"  # a trial's user attribute
 FIXED = "fixed_params"  # a trial's system attribute, of Optuna: values that its samplers are not asked for
 
@@ -54,12 +54,17 @@ def make_sampler(file: StudyFile, number: int, draw: int = 0) -> tuple[optuna.sa
     if file.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed), seed
     if file.sampler == "gp":
-        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS), seed
+        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup_trials(file)), seed
     is_conditional = any(parameter.when for parameter in searched(file).values())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, group=is_conditional)
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup_trials(file), group=is_conditional)
     return sampler, seed
+
+
+def startup_trials(file: StudyFile) -> int:
+    least, most = STARTUP
+    return min(max(file.budget.trials // 4, least), most)
 
 
 def _asked(study: optuna.Study, sampler: Any, file: StudyFile, trial_id: int) -> optuna.Trial:
@@ -115,6 +120,7 @@ def _hash(file: StudyFile, trial: optuna.Trial) -> str:
 
 def _in_words(study: optuna.Study, file: StudyFile) -> str:
     known = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
-    if file.sampler != "random" and known >= STARTUP_TRIALS:
+    startup = startup_trials(file)
+    if file.sampler != "random" and known >= startup:
         return f"{file.sampler}, from {known} trials"
-    return "random" if file.sampler == "random" else f"random, as fewer than {STARTUP_TRIALS} trials have ended"
+    return "random" if file.sampler == "random" else f"random, as fewer than {startup} trials have ended"

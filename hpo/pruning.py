@@ -35,6 +35,7 @@ from hpo.config import searched
 from hpo.feasible import Floors
 from hpo.feasible import floors_of
 from hpo.feasible import reaches
+from hpo.study import is_baseline
 from search_spaces.space import Choice
 from search_spaces.space import IntRange
 
@@ -61,14 +62,14 @@ class Curve:
             return math.nan
         return float(np.interp(examples, self.steps, np.maximum.accumulate(self.spearman), left=math.nan))
 
-    def horizon(self) -> int:
-        """Examples when it has seen as many again, or all."""
-        return max(min(2 * self.steps[-1], self.planned), self.steps[-1])
+    def horizon(self, examples: int) -> int:
+        """As many again as it had seen then, or all of its plan."""
+        return max(min(2 * examples, self.planned), examples)
 
     def projected(self) -> float:
         """What it will have at the horizon, if it goes on as between its last two reports."""
         slope = np.diff(self.spearman[-2:]) / np.diff(self.steps[-2:])
-        return self.spearman[-1] + max(float(slope[0]), 0.0) * (self.horizon() - self.steps[-1])
+        return self.spearman[-1] + max(float(slope[0]), 0.0) * (self.horizon(self.steps[-1]) - self.steps[-1])
 
     def until(self, step: int) -> Curve:
         """As it was when it reported at `step`."""
@@ -112,7 +113,8 @@ def decide_of(study: optuna.Study, file: StudyFile, number: int) -> Decision | N
 
 def is_peer(trial: FrozenTrial, floors: Floors) -> bool:
     """Whether others are measured by it: not where it is good at Spearman alone."""
-    return bool(trial.intermediate_values) and (trial.state != TrialState.COMPLETE or reaches(trial, floors))
+    is_sound = trial.state != TrialState.COMPLETE or is_baseline(trial) or reaches(trial, floors)
+    return bool(trial.intermediate_values) and is_sound
 
 
 def decide(pruner: Pruner, own: Curve, peers: Sequence[Curve], margin: float, longest: int) -> Decision | None:
@@ -135,7 +137,7 @@ def decide(pruner: Pruner, own: Curve, peers: Sequence[Curve], margin: float, lo
     theirs = f"{len(had)} trials had {np.median(had):.4f} in the middle, {max(had):.4f} at most" if had else "none has"
     why = (
         f"{pruner.kind}: {own.spearman[-1]:.4f} at {own.steps[-1]:,} examples would be {own.projected():.4f} (and "
-        f"{margin:.4f} for noise) at {own.horizon():,}, where {theirs}"
+        f"{margin:.4f} for noise) at {own.horizon(own.steps[-1]):,}, where {theirs}"
     )
     return Decision("prune" if gives_up(own.best + margin) else "overtaken", why)
 
@@ -176,11 +178,10 @@ def longest_plan(file: StudyFile) -> int:
 
 
 def _seen(peer: Curve, own: Curve, rungs: Sequence[int]) -> FrozenTrial:
-    """What a peer had when it was where this trial will be, and at the rungs, by the earlier of its two clocks."""
+    """What a peer had when it was where this trial will be, now and at the rungs, by the earlier of its two clocks."""
     pace = min(1.0, peer.planned / own.planned) if own.planned else 1.0
-    return _shown(
-        peer, own.steps[-1], peer.at(own.horizon() * pace), [(i, peer.at(r * pace)) for i, r in enumerate(rungs)]
-    )
+    now, *at_rungs = (peer.at(own.horizon(step) * pace) for step in (own.steps[-1], *rungs))
+    return _shown(peer, own.steps[-1], now, list(enumerate(at_rungs)))
 
 
 def _shown(curve: Curve, step: int, value: float, rungs: Sequence[tuple[int, float]]) -> FrozenTrial:

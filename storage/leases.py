@@ -30,7 +30,7 @@ class Lease:
     study_id: int
     token: int
     trial: FrozenTrial  # with all that was written here, sent or pending
-    sent: FrozenTrial
+    claimed: FrozenTrial  # as it was then
     pending: Contents = field(default_factory=Contents)
     connects: int = 0  # of the connection, when something was last sent
 

@@ -107,8 +107,9 @@ class PostgresStorage(BaseStorage):
                 if trial_id not in {row[4] for row in rows}:  # left out for that lease, or beyond the reply's limit
                     self._refresh(cache)
                 self._ended.discard(trial_id)
-                trial = cache.get(trial_id)
-                self._leases[trial_id] = Lease(study_id, token, trial, trial, connects=self._connection.connects)
+                trial = cache.get(trial_id)  # which Optuna writes into
+                connects = self._connection.connects
+                self._leases[trial_id] = Lease(study_id, token, trial, copy.deepcopy(trial), connects=connects)
             return Claim(verdict, trial_id, token, attempt)
 
     def flush(self, trial_id: int, *, params_hash: str | None = None) -> bool:
@@ -120,10 +121,10 @@ class PostgresStorage(BaseStorage):
             return self._flush(trial_id, lease, None, self.patience_s) != "equal"
 
     def forget(self, trial_id: int) -> None:
-        """What was gathered of a claimed trial and not yet sent: it is as it was."""
+        """Of a claimed trial of which nothing was sent yet: it is as it was claimed."""
         with self._turn():
             if lease := self._held(trial_id):
-                lease.pending, lease.trial = Contents(), lease.sent
+                lease.pending, lease.trial = Contents(), copy.deepcopy(lease.claimed)
                 self._caches[lease.study_id].put(lease.trial)
 
     def resumed(self, trial_id: int, examples: int) -> None:
@@ -331,7 +332,7 @@ class PostgresStorage(BaseStorage):
         )
         verdict = self._checked(rows[0][0], trial_id)
         if verdict != "equal":
-            lease.pending, lease.sent = Contents(), lease.trial
+            lease.pending = Contents()
         lease.pending.params_hash = None
         if state is not None:
             del self._leases[trial_id]

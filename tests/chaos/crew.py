@@ -62,17 +62,30 @@ class Crew:
         return [entry["told"] for entry in self.ledger() if "told" in entry]
 
 
-def make_crew(url: URL, folder: Path, *, name: str = "study", trials: int, lease_s: float = 1.0, **orders: Any) -> Crew:
+SPACE = {
+    "parameters": {"learning_rate": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}},
+    "baselines": {"base": {"learning_rate": 1e-3}},
+}
+
+
+def make_crew(
+    url: URL,
+    folder: Path,
+    *,
+    name: str = "study",
+    trials: int,
+    lease_s: float = 1.0,
+    space: dict[str, Any] = SPACE,
+    budget: dict[str, Any] | None = None,
+    **orders: Any,
+) -> Crew:
     """A study of `trials` outcomes with one baseline, and nobody yet to work on it."""
     file = StudyFile.model_validate(
         {
             "name": name,
             "incidents": {"path": "/none.csv", "sha256": "0" * 64},
-            "budget": {"trials": trials},
-            "space": {
-                "parameters": {"learning_rate": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}},
-                "baselines": {"base": {"learning_rate": 1e-3}},
-            },
+            "budget": {"trials": trials} | (budget or {}),
+            "space": space,
             "lease_s": lease_s,
         }
     )

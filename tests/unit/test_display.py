@@ -34,7 +34,7 @@ def running(baseline: str, reports: dict[int, float]) -> FrozenTrial:
 def snapshot(name: str, best: float | None = 0.5, left_s: float | None = 4000.0) -> Snapshot:
     counts = {"complete": 11, "pruned": 17, "failed": 2, "running": 2, "waiting": 0}
     trials = (running(LONG, {123_456_789: 0.123456}), running("", {}))
-    return Snapshot(name, 1000, counts, None if best is None else 3, best, left_s, trials, None)
+    return Snapshot(name, 1000, counts, None if best is None else 3, best, left_s, trials, None, None)
 
 
 def printed(what: RenderableType, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -93,3 +93,11 @@ def test_the_status_line_says_what_is_known(best: float | None, left_s: float | 
 )
 def test_a_target_is_met_or_open_or_out_of_reach(row: Comparison, words: str) -> None:
     assert verdicts([row, comparison(target=None)]) == [words]
+
+
+def test_a_best_that_falls_behind_a_baseline_is_said_with_its_metrics() -> None:
+    """Of Spearman, the first row, the table tells."""
+    rows = [
+        comparison(metric, best, target=None) for metric, best in (("spearman", 0.4), ("f1", 0.49), ("pr_auc", 0.5))
+    ]
+    assert verdicts(rows) == ["no trial is as good as the baselines in everything: the best falls behind in f1"]

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from hpo.config import StudyFile
+from hpo.config import baselines
 from hpo.config import fingerprint
 from hpo.config import searched
 from hpo.config import trial_config
@@ -59,7 +60,7 @@ def study(file: StudyFile) -> optuna.Study:
     study._storage.set_study_system_attr(study._study_id, VERSIONS, installed_versions())
     for value in (0.5, 0.7, 0.6, None):
         trial = study.ask()
-        suggest(searched(file).parameters, trial)
+        suggest(searched(file), trial)
         for key, found in FOUND.items():
             trial.set_user_attr(key, found)
         if value:
@@ -122,6 +123,17 @@ def test_a_trial_of_an_earlier_release_is_exported_as_it_was_computed(
             trial.user_attrs.pop(key)
     job = read_best_file(export(study, file, tmp_path / "best.yaml")[0])[1]
     assert (job.memory, job.config.training.precision) == (Memory(), "float32")
+
+
+def test_a_best_file_is_a_baseline_of_another_study_with_all_that_it_trained_with(
+    tmp_path: Path, study: optuna.Study, file: StudyFile, study_yaml: Path
+) -> None:
+    export(study, file, tmp_path / "best.yaml")
+    study_yaml.write_text(study_yaml.read_text().replace("{learning_rate: 1e-5, epochs: 8}", "best.yaml"))
+    values = baselines(read_study_file(study_yaml))["v4"]
+    trained, here = trial_config(file, study.trials[1].params), trial_config(read_study_file(study_yaml), values)
+    assert (here.training, here.mining) == (trained.training, trained.mining)
+    assert "precision" not in values  # that of the box where it was found
 
 
 def test_a_study_without_a_completed_trial_exports_nothing(tmp_path: Path, file: StudyFile) -> None:
