@@ -17,6 +17,7 @@ from hpo.audit import Replay
 from hpo.audit import replay
 from hpo.config import Budget
 from hpo.config import Pruner
+from hpo.config import PrunerKind
 from hpo.config import StudyFile
 from hpo.feasible import floors_of
 from hpo.pruning import Curve
@@ -32,8 +33,9 @@ from objectives.config import Mining
 EPOCH, EVERY = 20_000, 5_000
 LONGEST = 20 * EPOCH
 DEFAULT = Pruner()
+STATE = TrialState.COMPLETE
 RECORDED = json.loads(Path(__file__).with_name("recorded_curves.json").read_text())
-KINDS = ("median", "percentile", "successive_halving", "hyperband")
+KINDS: tuple[PrunerKind, ...] = ("median", "percentile", "successive_halving", "hyperband")
 
 
 def plan(epochs: int, best: float, number: int = 0, *, power: float = 0.5, start: float = 0.2) -> Curve:
@@ -118,9 +120,6 @@ def test_slow_trial_that_still_climbs_is_kept_and_one_that_has_stopped_climbing_
     assert [bool(decision) for decision in decisions(flat, peers)] == [False, False, *[True] * 5]
 
 
-STATE = TrialState.COMPLETE
-
-
 def test_trial_past_its_best_is_stopped_and_keeps_it_if_that_was_good() -> None:
     peers = [fast(0.5 + i / 100, i) for i in range(6)]
     steps = tuple(range(0, 45_000, EVERY))
@@ -155,12 +154,12 @@ def test_margin_is_a_share_of_the_half_width_of_intervals() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_reports_that_are_no_numbers_prune_nothing_and_count_for_nothing(kind: str) -> None:
+def test_reports_that_are_no_numbers_prune_nothing_and_count_for_nothing(kind: PrunerKind) -> None:
     values = {5_000: 0.4, 10_000: math.nan, 15_000: 0.6, 20_000: math.inf}
     trial = create_trial(state=TrialState.RUNNING, intermediate_values=values)
     assert curve_of(trial, 0.2) == Curve(-1, 15_000, (0, 5_000, 15_000), (0.2, 0.4, 0.6), TrialState.RUNNING)
     unknown = curve_of(create_trial(state=TrialState.RUNNING, intermediate_values={5_000: math.nan}), None)
-    pruner = Pruner.model_validate({"kind": kind})
+    pruner = Pruner(kind=kind)
     assert decide(pruner, unknown, [fast(0.6, i) for i in range(6)], 0.0, LONGEST) is None
     assert decide(pruner, plan(2, 0.7).until(20_000), [unknown] * 6, 0.0, LONGEST) is None or kind != "percentile"
 
@@ -171,26 +170,28 @@ def test_off_prunes_nothing() -> None:
 
 def test_halving_lets_one_in_three_go_on() -> None:
     pruner = Pruner(kind="successive_halving", warmup_examples=10_000, reduction_factor=3)
-    peers = [fast(0.4 + i / 50, i) for i in range(9)]
-    kept = [best for best in range(9) if not decisions(fast(0.405 + best / 50, 99), peers, pruner)[1]]
+    peers = [flat(0.4 + i / 50, i) for i in range(9)]
+    kept = [best for best in range(9) if not decisions(flat(0.405 + best / 50, 99), peers, pruner)[1]]
     assert kept == [6, 7, 8]
+
+
+def flat(best: float, number: int) -> Curve:
+    steps = tuple(range(EVERY, 3 * EPOCH + 1, EVERY))
+    return Curve(number, 3 * EPOCH, (0, *steps), (0.2, *[best] * len(steps)), STATE)
 
 
 def test_hyperband_begins_trials_at_different_rungs_as_its_paper_shares_them() -> None:
     pruner = Pruner(kind="hyperband", warmup_examples=10_000, reduction_factor=3)
     bad, peers = plan(20, 0.21), [fast(0.6, i, examples=LONGEST) for i in range(200)]
-    first = Counter(
-        next(
-            (step for step in bad.steps[1:-1] if decide(pruner, _numbered(bad, n).until(step), peers, 0.0, LONGEST)), 0
-        )
-        for n in range(100)
-    )
+
+    def pruned_at(number: int) -> int:
+        named = Curve(number, bad.planned, bad.steps, bad.spearman, bad.state)
+        found = (step for step in bad.steps[1:-1] if decide(pruner, named.until(step), peers, 0.0, LONGEST))
+        return next(found, 0)
+
+    first = Counter(map(pruned_at, range(100)))
     assert set(first) == {10_000, 30_000, 90_000, 270_000}
     assert first[10_000] > first[30_000] > first[90_000]
-
-
-def _numbered(curve: Curve, number: int) -> Curve:
-    return Curve(number, curve.planned, curve.steps, curve.spearman, curve.state)
 
 
 def test_longest_plan_is_the_most_epochs_over_the_most_pairs() -> None:
@@ -216,7 +217,7 @@ def test_trials_that_are_good_at_spearman_alone_set_no_bar() -> None:
 
 
 def recorded(row: dict[str, object]) -> FrozenTrial:
-    curve, metrics = dict(map(tuple, row["curve"])), row["metrics"]  # type: ignore[arg-type, call-overload]
+    curve, metrics = dict(map(tuple, row["curve"])), row["metrics"]  # type: ignore[call-overload]
     attributes = {
         "planned_examples": row["planned"],
         "intervals": {"spearman": row["interval"]},
@@ -249,9 +250,7 @@ def test_default_pruner_saves_half_of_the_examples_and_misses_nothing_that_count
 
 
 def test_default_pruner_is_the_one_that_saves_most_in_the_recorded_studies() -> None:
-    saved = {
-        kind: sum(played(seed, Pruner.model_validate({"kind": kind})).saved for seed in RECORDED) for kind in KINDS
-    }
+    saved = {kind: sum(played(seed, Pruner(kind=kind)).saved for seed in RECORDED) for kind in KINDS}
     assert max(saved, key=lambda kind: saved[kind]) == DEFAULT.kind
 
 
