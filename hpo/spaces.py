@@ -45,7 +45,10 @@ class Written:
 
 
 def read_space(file: StudyFile, place: Place, space_place: Place) -> StudyFile:
-    """The file with its space written out, fixed values in the sections, too. Raises InputError with the line."""
+    """The file with its space written out, fixed values in the sections, too. Raises InputError with the line.
+
+    A file sets or searches a parameter; in a plan, whose spaces stand elsewhere, a phase may search what was set.
+    """
     written = _written(file, space_place)
     parameters = _merged(written, file.model)
     _check_names(written.place, parameters)
@@ -56,7 +59,8 @@ def read_space(file: StudyFile, place: Place, space_place: Place) -> StudyFile:
     space, fixed = split(parameters)
     if not space:
         raise written.place.below("parameters").error("at least one parameter must be searched")
-    _check_searched_once(file, place, written, parameters)
+    if space_place == place.below("space"):
+        _check_searched_once(file, place, written, parameters)
     _check_values(file, written.place, space, fixed)
     sections = {name: with_values(getattr(file, name), fixed) for name in SECTIONS}
     file = file.model_copy(update=sections)

