@@ -41,7 +41,8 @@ def live_view(snapshot: Snapshot) -> RenderableType:
     """A bar, the status line, and one line for each running trial."""
     bar = Table.grid(expand=True)  # a bare ProgressBar ends without a line break
     bar.add_row(ProgressBar(total=snapshot.budget, completed=snapshot.finished))
-    return Group(bar, Text(status_line(snapshot), no_wrap=True, overflow="ellipsis"), *running_lines(snapshot))
+    paused = [Text(snapshot.paused)] if snapshot.paused else []
+    return Group(bar, Text(status_line(snapshot), no_wrap=True, overflow="ellipsis"), *running_lines(snapshot), *paused)
 
 
 def running_lines(snapshot: Snapshot) -> list[Text]:

@@ -19,9 +19,11 @@ from hpo.pause import pause_reason
 from hpo.pause import resume as forgive
 from hpo.pruning import margin_of
 from hpo.study import CONFIG
+from hpo.study import EXTRA
 from hpo.study import is_copied
 from hpo.study import manage
 from hpo.study import ours
+from hpo.study import raised
 from search_spaces.space import Space
 from search_spaces.space import is_finite
 from search_spaces.space import label
@@ -84,20 +86,20 @@ def resume(study: optuna.Study) -> None:
 
 
 def extend(study: optuna.Study, file: StudyFile, trials: int, hours: float, gpu_hours: float) -> StudyFile:
-    """By so much more of each; a plateau counts from here on. Raises InputError for hours without a limit."""
-    storage, budget = ours(study), file.budget
-    if not (trials or hours or gpu_hours):
+    """By so much more of each, whatever the study file says; a plateau counts from here on.
+
+    Raises InputError for hours without a limit.
+    """
+    storage, more = ours(study), {"trials": trials, "hours": hours, "gpu_hours": gpu_hours}
+    if not any(more.values()):
         raise InputError("by how much? Give --trials, --hours or --gpu-hours")
-    for name, more in (("hours", hours), ("gpu_hours", gpu_hours)):
-        if more and getattr(budget, name) is None:
+    for name, amount in more.items():
+        if amount and getattr(file.budget, name) is None:
             raise InputError(f"study {study.study_name} has no limit of {name}; nothing to extend")
-    change = {
-        "trials": budget.trials + trials,
-        "hours": budget.hours and budget.hours + hours,
-        "gpu_hours": budget.gpu_hours and budget.gpu_hours + gpu_hours,
-    }
-    file = file.model_copy(update={"budget": budget.model_copy(update=change)})
+    before = storage.get_study_system_attrs(study._study_id).get(EXTRA, {})
+    storage.set_study_system_attr(study._study_id, EXTRA, {k: before.get(k, 0) + more[k] for k in more})
     storage.set_study_system_attr(study._study_id, EXTENDED, len(study.get_trials(deepcopy=False)))
+    file = file.model_copy(update={"budget": raised(file.budget, more)})
     storage.set_study_system_attr(study._study_id, CONFIG, file.model_dump_json())
-    manage(storage, study, file)
+    manage(study, file, reopen=True)
     return file

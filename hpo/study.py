@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -12,6 +13,7 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 from sqlalchemy import URL
 
+from hpo.config import Budget
 from hpo.config import StudyFile
 from hpo.config import baselines
 from hpo.config import identity
@@ -23,11 +25,13 @@ from search_spaces.space import SpaceWithBaselines
 from search_spaces.space import Values
 from search_spaces.space import is_there
 from storage import datasets
+from storage import terms
 from storage.native import PostgresStorage
 from storage.schema import creation_lock
 
 CONFIG = "hpo:config"
 VERSIONS = "hpo:versions"
+EXTRA = "hpo:extra"  # beyond the file's budget, by `hpo study extend`
 # A trial's user attributes: the name of its recipe; what that sets beyond the space; the trial that it is a copy of.
 BASELINE, OVERRIDES, COPIED = "baseline", "overrides", "copied_from"
 PROPOSED_BY = "proposed_by"  # in words
@@ -39,8 +43,7 @@ def create_study(url: URL, storage: PostgresStorage, file: StudyFile, dataset: b
     """Makes the study, or opens it if it was made from the same configuration; its budget becomes the file's.
 
     `dataset` is what was read from its incidents, for workers on other boxes. Its model is the version at hand when it
-    was made. Raises InputError if the name is taken by another
-    configuration, which stays as it is, and ModelError.
+    was made. Raises InputError if the name is taken by another configuration, which stays as it is, and ModelError.
     """
     with creation_lock(url):
         if file.name in optuna.get_all_study_names(storage):
@@ -48,21 +51,22 @@ def create_study(url: URL, storage: PostgresStorage, file: StudyFile, dataset: b
             file = _as_stored(study, file)
         else:
             file = _pinned(file)
+            _check_warm_start(storage, file)
             study = optuna.create_study(study_name=file.name, storage=storage, direction="maximize")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names(["spearman"])  # how the dashboard labels its axes
         # Each time anew: the budget, the targets and the place of the data may change.
-        manage(storage, study, file)
+        manage(study, file, reopen=_is_blank(study) or _stored_file(study).budget != file.budget)
         if dataset is not None:
             sha256 = datasets.store(storage.ask, study._study_id, dataset)
             file = file.model_copy(update={"incidents": file.incidents.model_copy(update={"dataset": sha256})})
         storage.set_study_system_attr(study._study_id, CONFIG, file.model_dump_json())
         _enqueue_all(study, file)
-        for name in file.warm_start:
-            _warm_start(storage, study, file, name)
-        manage(storage, study, file)
         if VERSIONS not in storage.get_study_system_attrs(study._study_id):
+            for name in file.warm_start:
+                _warm_start(storage, study, file, name)
+            manage(study, file, reopen=False)
             storage.set_study_system_attr(study._study_id, VERSIONS, installed_versions())  # last: the study is made
     return study
 
@@ -117,6 +121,12 @@ def _pinned(file: StudyFile) -> StudyFile:
     return file.model_copy(update={"model_revision": pin(file.model, file.model_revision)})
 
 
+def raised(budget: Budget, more: Mapping[str, float]) -> Budget:
+    """By so much of each that has a limit."""
+    limits = {name: getattr(budget, name) for name in more}
+    return budget.model_copy(update={name: limit and limit + more[name] for name, limit in limits.items()})
+
+
 def _as_stored(study: optuna.Study, file: StudyFile) -> StudyFile:
     """The file with the model's version that the study was made with. Raises InputError if it differs elsewhere."""
     if _is_blank(study):
@@ -132,7 +142,8 @@ def _as_stored(study: optuna.Study, file: StudyFile) -> StudyFile:
             f"study {file.name!r} exists with another configuration (other {', '.join(changed)}). "
             "Give the file another name, or run the file that the study was made from"
         )
-    return file
+    extra = study._storage.get_study_system_attrs(study._study_id).get(EXTRA, {})
+    return file.model_copy(update={"budget": raised(file.budget, extra)})
 
 
 def _is_blank(study: optuna.Study) -> bool:
@@ -156,11 +167,11 @@ def _stored_file(study: optuna.Study) -> StudyFile:
         ) from None
 
 
-def manage(storage: PostgresStorage, study: optuna.Study, file: StudyFile) -> None:
+def manage(study: optuna.Study, file: StudyFile, *, reopen: bool) -> None:
     """The budget is the file's from now on; trials copied from other studies do not count."""
     copied = sum(is_copied(trial) for trial in study.get_trials(deepcopy=False))
-    budget = file.budget
-    storage.manage(study._study_id, budget.trials + copied, file.lease_s, budget.hours, budget.gpu_hours)
+    trials, hours, gpu_hours = file.budget.trials + copied, file.budget.hours, file.budget.gpu_hours
+    terms.manage(ours(study).ask, study._study_id, trials, file.lease_s, hours, gpu_hours, reopen=reopen)
 
 
 def _enqueue_all(study: optuna.Study, file: StudyFile) -> None:
@@ -186,11 +197,15 @@ def _enqueue(study: optuna.Study, file: StudyFile, values: Values, attributes: d
     study.enqueue_trial(parameters, user_attrs=attributes | ({OVERRIDES: overrides} if overrides else {}))
 
 
+def _check_warm_start(storage: PostgresStorage, file: StudyFile) -> None:
+    for name in file.warm_start:
+        if searched(open_study(storage, name)[1]) != searched(file):
+            raise InputError(f"warm_start: study {name!r} searches another space; only one with the same can be used")
+
+
 def _warm_start(storage: PostgresStorage, study: optuna.Study, file: StudyFile, name: str) -> None:
     """Trials of a study of the same kind come with their curves and scores; of others, the best are tried first."""
     other, theirs = open_study(storage, name)
-    if searched(theirs) != searched(file):
-        raise InputError(f"warm_start: study {name!r} searches another space; only one with the same can be used")
     there = _proposals(study)
     ended = [trial for trial in other.get_trials() if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     if _comparable(theirs) == _comparable(file):
@@ -213,5 +228,16 @@ def _proposals(study: optuna.Study) -> set[str | None]:
 
 def _comparable(file: StudyFile) -> dict[str, Any]:
     """What must be equal for scores of two studies to compare."""
-    keys = ("incidents", "labels", "splits", "pairs", "mining", "model", "max_seq_tokens", "training", "threads")
+    keys = (
+        "incidents",
+        "labels",
+        "splits",
+        "pairs",
+        "mining",
+        "model",
+        "model_revision",
+        "max_seq_tokens",
+        "training",
+        "threads",
+    )
     return {key: value for key, value in identity(file).items() if key in keys}

@@ -126,15 +126,17 @@ def _stop_on_signals(trainer: TrainerProcess) -> None:
 
 
 def _claim_and_run(worker: Worker) -> int:
-    last: list[str] = []
+    last, is_paused = list[str](), False
     while not worker.trainer.stopped:
         end_if_due(worker.storage, worker.study, worker.file)
         claim = worker.storage.claim(worker.study._study_id, worker.name)
         if claim.verdict == "done":
             return 0
         if claim.trial_id is None:
-            if claim.verdict == "paused":
+            if claim.verdict == "paused" and not is_paused:
+                logger.warning("study %s is paused; waiting", worker.file.name)
                 worker.trainer.discard()  # somebody wants the device
+            is_paused = claim.verdict == "paused"
             time.sleep(POLL_S)
             continue
         if reason := pause_reason(worker.study):  # asked now, as the claim's reply has brought the others' trials

@@ -83,11 +83,9 @@ class PostgresStorage(BaseStorage):
 
     # Studies that the service runs, and their leases
 
-    def manage(
-        self, study_id: int, budget: int, lease_s: float, hours: float | None = None, gpu_hours: float | None = None
-    ) -> None:
+    def manage(self, study_id: int, budget: int, lease_s: float) -> None:
         """From now on trials of the study can be claimed, up to `budget` outcomes, and are swept."""
-        terms.manage(self.ask, study_id, budget, lease_s, hours, gpu_hours)
+        terms.manage(self.ask, study_id, budget, lease_s, None, None, reopen=True)
 
     def claim(self, study_id: int, worker: str) -> Claim:
         """One round trip; `worker` is for people. Raises KeyError for a study that is not managed."""

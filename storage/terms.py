@@ -6,13 +6,10 @@ from dataclasses import dataclass
 
 from storage.studies import Ask
 
-# With other terms than before, a study that had ended goes on.
 MANAGE = """INSERT INTO incident_hpo.studies AS s (study_id, budget, lease, hours, gpu_hours)
 VALUES (%s, %s, make_interval(secs => %s), %s, %s)
 ON CONFLICT (study_id) DO UPDATE SET budget = excluded.budget, lease = excluded.lease, hours = excluded.hours,
-    gpu_hours = excluded.gpu_hours,
-    ended = CASE WHEN (s.budget, s.hours, s.gpu_hours)
-        IS NOT DISTINCT FROM (excluded.budget, excluded.hours, excluded.gpu_hours) THEN s.ended END"""
+    gpu_hours = excluded.gpu_hours, ended = CASE WHEN NOT %s THEN s.ended END"""
 READ = "SELECT * FROM incident_hpo.terms_v1(%s)"
 END = "UPDATE incident_hpo.studies SET ended = coalesce(ended, %s) WHERE study_id = %s"
 PAUSE = "UPDATE incident_hpo.studies SET paused = clock_timestamp() WHERE study_id = %s AND paused IS NULL"
@@ -31,9 +28,10 @@ class Terms:
 
 
 def manage(
-    ask: Ask, study_id: int, budget: int, lease_s: float, hours: float | None = None, gpu_hours: float | None = None
+    ask: Ask, study_id: int, budget: int, lease_s: float, hours: float | None, gpu_hours: float | None, *, reopen: bool
 ) -> None:
-    ask(MANAGE, (study_id, budget, lease_s, hours, gpu_hours))
+    """With `reopen`, a study that had ended goes on."""
+    ask(MANAGE, (study_id, budget, lease_s, hours, gpu_hours, reopen))
 
 
 def read(ask: Ask, study_id: int) -> Terms | None:

@@ -199,5 +199,6 @@ def make_campaign(url: URL, folder: Path, incidents: Path, setting: Setting, nam
 
 def record(trial: optuna.trial.FrozenTrial) -> tuple[Any, ...]:
     """All that training decides."""
-    attributes = {name: value for name, value in trial.user_attrs.items() if name != "worker"}
+    by_chance = ("worker", "train_s", "texts_per_s")
+    attributes = {name: value for name, value in trial.user_attrs.items() if name not in by_chance}
     return trial.number, trial.state, trial.params, trial.value, trial.intermediate_values, attributes

@@ -50,7 +50,7 @@ def test_workers_on_two_boxes_with_one_bug_stop_before_the_budget_is_used_up(
     assert crew.join() == [1, 1, 1]
     said = hpo(database, "status", "study").stdout
     assert f"study study is paused: {len(failed)} trials on 2 boxes failed of KeyError" in said
-    assert hpo(database, "resume", "study").returncode == 0
+    assert hpo(database, "study", "resume", "study").returncode == 0
     assert "paused" not in hpo(database, "status", "study").stdout
     crew.start(box="three")
     assert crew.join() == [1, 1, 1, 0]

@@ -122,7 +122,7 @@ def run(trainer: TrainerProcess, job: Job) -> Ended:
         return "go on"
 
     end = trainer.run(job, on_start, on_report)
-    return reported, end
+    return reported, {name: value for name, value in end.items() if name not in ("train_s", "texts_per_s")}
 
 
 class SmallDisks:

@@ -49,7 +49,11 @@ class Trainer:
         messages = [self.send(Job(config=config).model_dump_json())]
         while messages[-1]["event"] in ("started", "report"):
             messages.append(self.receive() if messages[-1]["event"] == "started" else self.send(json.dumps(verdict)))
-        return [message for message in messages if message["event"] != "started"]
+        return [
+            {name: value for name, value in message.items() if name not in ("train_s", "texts_per_s")}
+            for message in messages
+            if message["event"] != "started"
+        ]
 
 
 @contextmanager
