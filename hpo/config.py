@@ -106,7 +106,7 @@ class Constraints(BaseModel):
     texts_per_s: Annotated[float, Field(gt=0)] | None = None  # at least, encoded on the worker's device
     train_s: Annotated[float, Field(gt=0)] | None = None  # at most
     # Metrics that the best must reach if any trial does; by default what the study's baselines reach.
-    floors: dict[MetricName, Target] | Literal["baselines", "off"] = "baselines"
+    floors: dict[MetricName, Annotated[float, Field(ge=-1, le=1)]] | Literal["baselines", "off"] = "baselines"
 
 
 def _space_kind(value: object) -> str:

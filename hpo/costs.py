@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from hpo.config import Constraints
+from hpo.errors import InputError
 from hpo.feasible import COSTS
 from hpo.feasible import MORE_IS_BETTER
 from hpo.feasible import complete
@@ -16,7 +17,9 @@ from hpo.feasible import sign
 
 
 def frontier(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Complete trials that no other beats in one respect and equals in all; the best first."""
+    """Complete trials that no other beats in one respect and equals in all; the best first. Raises InputError."""
+    if not complete(trials):
+        raise InputError("the study has no completed trial yet; there is nothing to compare")
     points = {trial.number: _point(trial) for trial in complete(trials)}
     ahead = [
         trial

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import optuna
@@ -13,6 +14,7 @@ from rich.table import Table
 from hpo.config import StudyFile
 from hpo.config import searched
 from hpo.errors import InputError
+from hpo.proposals import FIXED
 from hpo.proposals import SAMPLER_SEED
 from hpo.pruning import PLANNED
 from hpo.pruning import WHY_PRUNED
@@ -55,6 +57,8 @@ def _parameters(trial: FrozenTrial, file: StudyFile) -> Table:
         table.add_column(heading, no_wrap=heading == "parameter")
     for name, value in trial.params.items():
         table.add_row(name, _short(value), _bounds(trial.distributions[name]))
+    for name, value in trial.system_attrs.get(FIXED, {}).items() if not trial.params else ():
+        table.add_row(name, _short(value), "to be tried")
     for name, value in trial.user_attrs.get(OVERRIDES, {}).items():
         table.add_row(name, _short(value), "not searched, set by its baseline")
     for name in searched(file).keys() - trial.params.keys() if trial.params else ():
@@ -77,7 +81,9 @@ def _curve(trial: FrozenTrial) -> Table:
     table.add_column("", no_wrap=True)
     for step, value in sorted(trial.intermediate_values.items()):
         share = f"{step / planned:.0%}" if planned else ""
-        table.add_row(f"{step:,}", share, f"{value:.4f}", "█" * round(BAR * max(value, 0.0)))
+        table.add_row(
+            f"{step:,}", share, f"{value:.4f}", "█" * round(BAR * max(value, 0.0)) if math.isfinite(value) else ""
+        )
     return table
 
 

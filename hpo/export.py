@@ -17,7 +17,9 @@ from hpo.config import StudyFile
 from hpo.config import fingerprint
 from hpo.config import trial_config
 from hpo.errors import InputError
+from hpo.feasible import COSTS
 from hpo.feasible import best_trials
+from hpo.feasible import complete
 from hpo.files import write_text
 from hpo.study import BASELINE
 from hpo.study import VERSIONS
@@ -99,6 +101,11 @@ def export(study: optuna.Study, file: StudyFile, out: Path, top: int = 1) -> lis
     """Writes the best trial to `out`, the next ones beside it with their rank in the name. Raises InputError."""
     trials = best_trials(study.get_trials(deepcopy=False), file, top)
     if not trials:
+        if complete(study.get_trials(deepcopy=False)):
+            limits = ", ".join(name for name in COSTS if getattr(file.constraints, name) is not None)
+            raise InputError(
+                f"no trial of study {file.name!r} keeps its constraints ({limits}); see: hpo costs {file.name}"
+            )
         raise InputError(f"study {file.name!r} has no completed trial yet; nothing to export")
     paths = [out if rank == 1 else out.with_stem(f"{out.stem}-{rank}") for rank in range(1, len(trials) + 1)]
     for path, trial in zip(paths, trials, strict=True):

@@ -30,7 +30,7 @@ def floors_of(trials: Sequence[FrozenTrial], file: StudyFile) -> Floors:
         return {str(name): floor for name, floor in given.items()}
     if given == "off":
         return {}
-    done = [trial.user_attrs for trial in trials if is_baseline(trial) and trial.state == TrialState.COMPLETE]
+    done = [trial.user_attrs for trial in complete(trials) if is_baseline(trial)]
     reached = {metric: [found[metric] for found in done if metric in found] for metric in METRICS[1:]}
     return {metric: max(values) for metric, values in reached.items() if values}
 

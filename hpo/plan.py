@@ -44,6 +44,7 @@ from search_spaces.space import Space
 from search_spaces.space import SpaceWithBaselines
 from search_spaces.space import Value
 from search_spaces.space import Values
+from search_spaces.space import label
 from search_spaces.space import split
 from storage.native import PostgresStorage
 
@@ -116,19 +117,27 @@ def read_plan(path: Path) -> Plan:
 def phase_file(plan: Plan, number: int, storage: PostgresStorage) -> StudyFile:
     """The phase as it was begun, else from the best so far. Raises InputError if it was begun by another plan."""
     fresh = plan.files[number]
-    if fresh.name in optuna.get_all_study_names(storage):
-        study, stored = open_study(storage, fresh.name)
-        made_from = storage.get_study_system_attrs(study._study_id).get(PHASE)
-        if made_from == fingerprint(fresh):
-            return stored.model_copy(update={key: getattr(fresh, key) for key in MAY_CHANGE})
-        if made_from is not None:
-            raise InputError(f"study {fresh.name!r} exists, of another plan; give the plan another name")
+    made_from = None
+    if fresh.name in optuna.get_all_study_names(storage):  # half made, it has no such attribute
+        attributes = storage.get_study_system_attrs(storage.get_study_id_from_name(fresh.name))
+        made_from = attributes.get(PHASE)
+    if made_from == _fingerprint(plan, number):
+        stored = open_study(storage, fresh.name)[1]
+        return stored.model_copy(update={key: getattr(fresh, key) for key in MAY_CHANGE})
+    if made_from is not None:
+        raise InputError(f"study {fresh.name!r} exists, of another plan; give the plan another name")
     return _carried(fresh, plan, number, storage) if number else fresh
 
 
 def mark(plan: Plan, number: int, study: optuna.Study) -> None:
     """The study is this phase of this plan, and goes on as it was begun."""
-    study._storage.set_study_system_attr(study._study_id, PHASE, fingerprint(plan.files[number]))
+    study._storage.set_study_system_attr(study._study_id, PHASE, _fingerprint(plan, number))
+
+
+def _fingerprint(plan: Plan, number: int) -> str:
+    """Of what decides how the phase begins, but for what came before."""
+    phase = plan.phases[number]
+    return f"{fingerprint(plan.files[number])} {phase.earlier} {phase.top}"
 
 
 def found_before(plan: Plan, number: int, storage: PostgresStorage) -> list[Found]:
@@ -141,7 +150,11 @@ def found_before(plan: Plan, number: int, storage: PostgresStorage) -> list[Foun
             settings = config.training.model_dump(exclude={"precision"}) | config.mining.model_dump()
             found.append(Found(f"{phase.name}#{trial.number}", trial, settings))
     floors = floors_of_plan(plan, storage)
-    return sorted(found, key=lambda one: (not reaches(one.trial, floors), -(one.trial.value or 0.0)))
+    found.sort(key=lambda one: (not reaches(one.trial, floors), -(one.trial.value or 0.0)))
+    unlike: dict[str, Found] = {}
+    for one in found:
+        unlike.setdefault(label(one.settings), one)
+    return list(unlike.values())
 
 
 def floors_of_plan(plan: Plan, storage: PostgresStorage) -> Floors:
@@ -210,7 +223,7 @@ def around(parameter: FloatRange | IntRange, best: float) -> FloatRange | IntRan
     into, back = (math.log, math.exp) if parameter.log else (float, float)
     low, high = into(parameter.low), into(parameter.high)
     half = CENTRED * (high - low) / 2
-    middle = min(max(into(best), low + half), high - half)
+    middle = min(max(into(min(max(best, parameter.low), parameter.high)), low + half), high - half)
     start, end = back(middle - half), back(middle + half)
     if isinstance(parameter, IntRange):
         bounds = {"low": max(math.floor(start), parameter.low), "high": min(math.ceil(end), parameter.high)}

@@ -22,9 +22,11 @@ from objectives.config import Training
 from search_spaces.space import Choice
 from search_spaces.space import Parameter
 from search_spaces.space import Preset
+from search_spaces.space import Range
 from search_spaces.space import Recipes
 from search_spaces.space import Space
 from search_spaces.space import SpaceWithBaselines
+from search_spaces.space import Value
 from search_spaces.space import Values
 from search_spaces.space import edges
 from search_spaces.space import problems
@@ -146,14 +148,25 @@ def _baseline(file: StudyFile, written: Written, space: Space, name: str, given:
     place = written.place.below("baselines", name)
     values = _values_of(place, file, given) if isinstance(given, str) else given
     known = {field for section in SECTIONS.values() for field in section.model_fields}
-    for key, value in values.items():
-        parameter = space.get(key)
+    for key in values:
         if key not in known:
             raise place.below(key).error(f"baseline {name!r}: no parameter {key!r} in training or mining")
-        if isinstance(parameter, Choice) and value not in parameter.choices:
-            raise place.below(key).error(f"baseline {name!r}: {key} is {value!r}, not one of {list(parameter.choices)}")
     _try(file, place, values)
+    standing = {**file.training.model_dump(), **file.mining.model_dump(), **values}
+    for key, parameter in space.items():
+        if problem := _unlike(parameter, standing[key]):
+            mend = f"give baseline {name!r} another {key}, under `baselines`"
+            raise place.below(key).error(f"baseline {name!r}: {key} is {standing[key]!r}, {problem}; {mend}")
     return values
+
+
+def _unlike(parameter: Range, value: Value) -> str | None:
+    """Why Optuna could not record the value as one of the parameter's; outside of bounds it can."""
+    if isinstance(parameter, Choice):
+        return None if value in parameter.choices else f"not one of {list(parameter.choices)}"
+    if not isinstance(value, int | float):
+        return "not a number, as the space has it"
+    return "which a logarithmic range cannot hold" if parameter.log and value <= 0 else None
 
 
 def _values_of(place: Place, file: StudyFile, given: str) -> Values:

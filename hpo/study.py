@@ -210,12 +210,12 @@ def _warm_start(storage: PostgresStorage, study: optuna.Study, file: StudyFile, 
     ended = [trial for trial in other.get_trials() if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     if _comparable(theirs) == _comparable(file):
         for trial in ended:
-            trial.set_user_attr(COPIED, f"{name}#{trial.number}")
+            trial.set_user_attr(COPIED, trial.user_attrs.get(COPIED, f"{name}#{trial.number}"))
             if trial.user_attrs[COPIED] not in there:
-                study.add_trial(trial)
+                storage.create_new_trial(study._study_id, trial)  # add_trial refuses what lies outside the bounds
         return
-    best = sorted((trial for trial in ended if trial.value is not None), key=lambda trial: -(trial.value or 0.0))
-    for trial in best[:FIRST]:
+    work = [trial for trial in ended if trial.value is not None and max(trial.constraints.values(), default=0) <= 0]
+    for trial in sorted(work, key=lambda trial: -(trial.value or 0.0))[:FIRST]:
         if (proposed := f"{name}#{trial.number}, of the best so far") not in there:
             _enqueue(study, file, parameters_of(trial), {PROPOSED_BY: proposed})
 

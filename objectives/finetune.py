@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from dataclasses import field
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +62,8 @@ class Result:
     device: str
     precision: str
     deterministic: bool
-    train_s: float
-    texts_per_s: float  # encoded in the last evaluation
+    train_s: float = field(compare=False)  # over all runs
+    texts_per_s: float = field(compare=False)  # encoded in the last evaluation
     model_mib: float  # as it is saved
     micro_batch: int | None  # None: batches were computed at once
     gradient_checkpointing: bool

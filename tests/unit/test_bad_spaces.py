@@ -280,6 +280,16 @@ def create(box: Path) -> Iterator[Popen[str]]:
     environment = os.environ | {"HPO_HOME": str(box)}
     with Popen(command, cwd=box, env=environment, stdout=PIPE, stderr=PIPE, text=True) as process:
         yield process
+    embedded.stop(box)
+
+
+@pytest.mark.parametrize("preset", ["quick_wins", "{preset: data, baselines: {mine: {epochs: 1}}}"])
+def test_more_baselines_than_trials_are_refused_with_the_line_of_the_budget(tmp_path: Path, preset: str) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY.replace("trials: 9", "trials: 1") + f"space: {preset}\n")
+    (tmp_path / "i.csv").write_text("number\n1\n")
+    with pytest.raises(InputError, match=f"^{path}:3: 1 trials are too few for the baselines alone"):
+        read_study_file(path)
 
 
 def test_the_command_line_says_it_in_one_line_before_a_database_is_started(create: Popen[str], box: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -16,6 +17,8 @@ from hpo.audit import replay
 from hpo.config import Pruner
 from hpo.config import StudyFile
 from hpo.config import searched
+from hpo.errors import InputError
+from hpo.export import export
 from hpo.feasible import best_trials
 from hpo.feasible import floors_of
 from hpo.proposals import make_sampler
@@ -148,6 +151,13 @@ def test_trial_beyond_a_cost_is_never_the_best(study: optuna.Study, cost: str, b
     assert best(study, file_with({cost: COSTS[cost]})) == [1, 0]  # at the limit is within
     tighter = {"model_mib": 39.0, "texts_per_s": 1001.0, "train_s": 59.0}[cost]
     assert best(study, file_with({cost: tighter})) == []
+
+
+def test_export_where_every_trial_is_beyond_a_cost_says_so(study: optuna.Study, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as refused:
+        export(study, file_with({"model_mib": 30.0}), tmp_path / "best.yaml")
+    assert "no completed trial" not in str(refused.value)
+    assert "model_mib" in str(refused.value)
 
 
 # What is told to the sampler
