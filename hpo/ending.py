@@ -55,16 +55,15 @@ def is_exhausted(trials: Sequence[FrozenTrial], space: Space) -> bool:
 
 def is_plateau(trials: Sequence[FrozenTrial], file: StudyFile, first: int = 0) -> bool:
     """Whether the last trials to end, those from number `first` on, are no better than the best before and noise."""
-    floors = floors_of(trials, file)
-    done = (TrialState.COMPLETE, TrialState.PRUNED)
-    ended = [t for t in trials if t.state in done and (t.value is None or reaches(t, floors))]
+    ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     ended.sort(key=lambda trial: trial.datetime_complete or datetime.max)
     last = [trial for trial in ended if trial.number >= first][-(file.budget.plateau_trials or 0) :]
-    before = [trial for trial in ended if trial not in last]
-    best = max((trial.value for trial in before if trial.value is not None), default=None)
-    if best is None or len(last) < (file.budget.plateau_trials or 0):
+    recent, floors = {trial.number for trial in last}, floors_of(trials, file)
+    sound = [trial for trial in ended if trial.state == TrialState.COMPLETE and reaches(trial, floors)]
+    before = max((trial.value or 0.0 for trial in sound if trial.number not in recent), default=None)
+    if before is None or len(last) < (file.budget.plateau_trials or 0):
         return False
-    gain = max((trial.value for trial in last if trial.value is not None), default=best) - best
+    gain = max((trial.value or 0.0 for trial in sound if trial.number in recent), default=before) - before
     return gain <= margin_of(ended, file.pruner)
 
 

@@ -214,8 +214,9 @@ def _warm_start(storage: PostgresStorage, study: optuna.Study, file: StudyFile, 
             if trial.user_attrs[COPIED] not in there:
                 storage.create_new_trial(study._study_id, trial)  # add_trial refuses what lies outside the bounds
         return
-    work = [trial for trial in ended if trial.value is not None and max(trial.constraints.values(), default=0) <= 0]
-    for trial in sorted(work, key=lambda trial: -(trial.value or 0.0))[:FIRST]:
+    complete = [trial for trial in ended if trial.state == TrialState.COMPLETE]
+    works = [trial for trial in complete if max(trial.constraints.values(), default=0) <= 0]
+    for trial in sorted(works, key=lambda trial: -(trial.value or 0.0))[:FIRST]:
         if (proposed := f"{name}#{trial.number}, of the best so far") not in there:
             _enqueue(study, file, parameters_of(trial), {PROPOSED_BY: proposed})
 
