@@ -50,8 +50,8 @@ def run(
     Example: hpo run examples/demo.yaml
     """
     from hpo.phases import run_plan
-    from hpo.plan import is_plan
     from hpo.run import run_study
+    from hpo.study_file import is_plan
 
     (run_plan if is_plan(study_file) else run_study)(study_file, workers, out)
 

@@ -42,10 +42,10 @@ Target = Annotated[float, Field(gt=0, le=1)]
 
 
 class Budget(BaseModel):
-    """What comes first ends the search; trials that run then are finished."""
+    """What comes first ends the search; workers finish the trials that they run then."""
 
     model_config = STRICT
-    trials: Positive
+    trials: Annotated[int, Field(ge=1, le=1_000_000)]
     hours: Annotated[float, Field(gt=0)] | None = None  # since the first trial began, without pauses
     gpu_hours: Annotated[float, Field(gt=0)] | None = None  # of all workers together, on CPUs as on GPUs
     plateau_trials: Positive | None = None  # so many, one after another, without a gain above noise

@@ -18,12 +18,13 @@ from hpo.feasible import sign
 
 def frontier(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Complete trials that no other beats in one respect and equals in all; the best first. Raises InputError."""
-    if not complete(trials):
+    known = [trial for trial in complete(trials) if trial.user_attrs.keys() >= {*COSTS}]
+    if not known:
         raise InputError("the study has no completed trial yet; there is nothing to compare")
-    points = {trial.number: _point(trial) for trial in complete(trials)}
+    points = {trial.number: _point(trial) for trial in known}
     ahead = [
         trial
-        for trial in complete(trials)
+        for trial in known
         if not any(
             other != points[trial.number] and all(a >= b for a, b in zip(other, points[trial.number], strict=True))
             for other in points.values()

@@ -68,7 +68,11 @@ def is_plateau(trials: Sequence[FrozenTrial], file: StudyFile, first: int = 0) -
 
 
 def pause(study: optuna.Study) -> None:
-    """No trial is started until it is resumed."""
+    """No trial is started until it is resumed. Raises InputError for a study that is over."""
+    found = terms.read(ours(study).ask, study._study_id)
+    finished = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+    if found is not None and (found.ended or finished >= found.budget):
+        raise InputError(f"study {study.study_name} is over; there is nothing to pause")
     terms.pause(ours(study).ask, study._study_id)
 
 

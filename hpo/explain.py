@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import optuna
 from optuna.trial import FrozenTrial
+from optuna.trial import TrialState
 from rich import box
 from rich.console import RenderableType
 from rich.table import Table
@@ -60,8 +61,11 @@ def _parameters(trial: FrozenTrial, file: StudyFile) -> Table:
     for name, value in trial.system_attrs.get(FIXED, {}).items() if not trial.params else ():
         table.add_row(name, _short(value), "to be tried")
     for name, value in trial.user_attrs.get(OVERRIDES, {}).items():
-        table.add_row(name, _short(value), "not searched, set by its baseline")
-    for name in searched(file).keys() - trial.params.keys() if trial.params else ():
+        table.add_row(name, _short(value), "not searched here")
+    beside = {*trial.params, *trial.user_attrs.get(OVERRIDES, {})}
+    for name, parameter in searched(file).items() if trial.params else ():
+        if name in beside or not parameter.when:
+            continue
         table.add_row(name, "", "not there, by its condition")
     return table
 
@@ -90,7 +94,7 @@ def _curve(trial: FrozenTrial) -> Table:
 def _end(trial: FrozenTrial) -> Iterator[str]:
     found = trial.user_attrs
     if WHY_PRUNED in found:
-        yield f"pruned, {found[WHY_PRUNED]}"
+        yield f"{'pruned' if trial.state == TrialState.PRUNED else 'overtaken'}, {found[WHY_PRUNED]}"
     if "reason" in found:
         yield f"cannot work: {found['reason']} {found.get('message', '')}".rstrip()
     if "trace" in found:

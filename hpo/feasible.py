@@ -42,8 +42,9 @@ def excesses(file: StudyFile, found: Mapping[str, Any], floors: Floors) -> dict[
 
 
 def complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Of this study, and with a value."""
-    return [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None and not is_copied(t)]
+    """Of this study, with scores; a notebook may have told others."""
+    scored = (trial for trial in trials if trial.state == TrialState.COMPLETE and trial.user_attrs.keys() >= {*METRICS})
+    return [trial for trial in scored if not is_copied(trial)]
 
 
 def best_trials(trials: Sequence[FrozenTrial], file: StudyFile, top: int) -> list[FrozenTrial]:

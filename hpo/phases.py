@@ -46,6 +46,8 @@ def run_plan(path: Path, workers: int | None, out: Path | None) -> None:
         console.print(f"phase {number + 1} of {len(plan.phases)}: {phase.name} (study {file.name})", soft_wrap=True)
         if not take_snapshot(study, file).is_over:
             work_in_view(console, url, file, study, workers or default_workers(), folder / phase.name)
+        if (snapshot := take_snapshot(study, file)).ended:
+            console.print(f"ended after {snapshot.finished} trials: {snapshot.ended}", soft_wrap=True)
         done.append((phase.name, study, file))
     _print_end(console, plan, done, folder)
 

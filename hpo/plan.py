@@ -87,19 +87,16 @@ class Found:
     settings: Values
 
 
-def is_plan(path: Path) -> bool:
-    try:
-        return any(line.startswith("phases:") for line in path.read_text(errors="replace").splitlines())
-    except OSError:
-        return False
-
-
 def read_plan(path: Path) -> Plan:
     """Every phase is checked before the first begins. Raises InputError with the line, DataError."""
     written, place = read_yaml(path, PlanFile), Place(path)
     for key in OWN:
         if key in written.study:
             raise place.below("study", key).error(f"each phase has its own {key}; remove it here")
+    if "warm_start" in written.study:
+        raise place.below("study", "warm_start").error(
+            "phases start from those before; warm_start is for single studies"
+        )
     if len({phase.name for phase in written.phases}) < len(written.phases):
         raise place.below("phases").error("two phases have the same name")
     files: list[StudyFile] = []
@@ -168,8 +165,11 @@ def _check_follows(file: StudyFile, phase: Phase, before: list[StudyFile], where
     known = {name for earlier in before for name in searched(earlier)}
     if phase.earlier == "fix" and not searched(file).keys() - known:
         raise where.error(f"phase {phase.name!r} has nothing left to search when what was searched before is fixed")
-    if phase.top > file.budget.trials:
-        raise where.below("top").error(f"{file.budget.trials} trials are too few for the {phase.top} best so far")
+    own = len(phase.space.baselines) if isinstance(phase.space, SpaceWithBaselines) else 0
+    if phase.top + own > file.budget.trials:
+        first = f"the {phase.top} best so far and {own} baselines"
+        name = "top" if "top" in phase.model_fields_set else "budget"
+        raise where.below(name).error(f"{file.budget.trials} trials are too few for {first}")
     for name, parameter in searched(file).items():
         for earlier in before if isinstance(parameter, Choice) else ():
             choice = searched(earlier).get(name)

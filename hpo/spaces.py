@@ -35,6 +35,7 @@ from search_spaces.space import split
 FOLDER = Path(search_spaces.__path__[0])
 # By phase; the last is all of them at once, with the bounds of the first that has a parameter.
 PRESETS = {name: (name,) for name in ("quick_wins", "data", "advanced")} | {"full": ("quick_wins", "data", "advanced")}
+NOT_SEARCHED = ("precision",)  # it is the device's
 SECTIONS: dict[str, type[BaseModel]] = {"training": Training, "mining": Mining}
 
 
@@ -52,6 +53,8 @@ def read_space(file: StudyFile, place: Place, space_place: Place) -> StudyFile:
     A file sets or searches a parameter; in a plan, whose spaces stand elsewhere, a phase may search what was set.
     """
     written = _written(file, space_place)
+    if written.space.first:
+        raise written.place.below("first").error("unknown key 'first'; configurations to run first are baselines")
     parameters = _merged(written, file.model)
     _check_names(written.place, parameters)
     own = written.space.parameters
@@ -94,6 +97,8 @@ def _written(file: StudyFile, place: Place) -> Written:
     if not file.space.endswith((".yaml", ".yml")):
         return Written(SpaceWithBaselines(preset=file.space), place)
     path = place.path.parent / file.space
+    if not path.is_file():
+        raise place.error(f"no file {path}; give a preset ({', '.join(PRESETS)}), a file, or the space itself")
     return Written(read_yaml(path, SpaceWithBaselines), Place(path))
 
 
@@ -111,7 +116,7 @@ def _recipes(file: StudyFile, space: SpaceWithBaselines) -> dict[str, Values | s
 
 
 def _check_names(place: Place, parameters: dict[str, Parameter]) -> None:
-    known = [name for section in SECTIONS.values() for name in section.model_fields]
+    known = [name for section in SECTIONS.values() for name in section.model_fields if name not in NOT_SEARCHED]
     for name in parameters:
         if name not in known:
             raise place.below("parameters", name).error(

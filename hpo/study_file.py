@@ -8,6 +8,7 @@ from typing import Any
 
 from hpo.config import StudyFile
 from hpo.config import baselines
+from hpo.errors import InputError
 from hpo.spaces import read_space
 from hpo.yamlfile import Place
 from hpo.yamlfile import read_yaml
@@ -19,8 +20,17 @@ from objectives.reading import DataError
 from objectives.reading import at_hand
 
 
+def is_plan(path: Path) -> bool:
+    try:
+        return any(line.startswith("phases:") for line in path.read_text(errors="replace").splitlines())
+    except OSError:
+        return False
+
+
 def read_study_file(path: Path) -> StudyFile:
     """Whole and self-contained. Raises InputError, DataError."""
+    if is_plan(path):
+        raise InputError(f"{path} is a plan of several studies; only `hpo run` takes it")
     return completed(read_yaml(path, StudyFile), Place(path))
 
 

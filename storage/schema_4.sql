@@ -4,7 +4,8 @@ ALTER TABLE incident_hpo.studies
     ADD COLUMN gpu_hours float8,  -- of all workers together
     ADD COLUMN begun timestamptz,  -- moved on by pauses
     ADD COLUMN paused timestamptz,
-    ADD COLUMN ended text;  -- why no trial is started any more
+    ADD COLUMN ended text,  -- why no trial is started any more
+    ADD COLUMN ended_at timestamptz;
 
 ALTER TABLE incident_hpo.leases
     ADD COLUMN since timestamptz,  -- the holder has it
@@ -39,8 +40,9 @@ CREATE FUNCTION incident_hpo.terms_v1(p_study int)
 RETURNS TABLE (budget int, lease_s float8, paused bool, ended text, elapsed_s float8, device_s float8)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT s.budget, extract(epoch FROM s.lease)::float8, s.paused IS NOT NULL, s.ended,
-        coalesce(extract(epoch FROM coalesce(s.paused, clock_timestamp()) - s.begun), 0)::float8,
-        (SELECT coalesce(sum(l.device_s + coalesce(extract(epoch FROM clock_timestamp() - l.since), 0)), 0)
+        coalesce(extract(epoch FROM coalesce(s.ended_at, s.paused, clock_timestamp()) - s.begun), 0)::float8,
+        (SELECT coalesce(sum(l.device_s + coalesce(extract(epoch FROM
+                    greatest(least(clock_timestamp(), l.expires), l.since) - l.since), 0)), 0)
          FROM incident_hpo.leases l WHERE l.study_id = p_study)::float8
     FROM incident_hpo.studies s WHERE s.study_id = p_study
 $$;
@@ -61,12 +63,15 @@ BEGIN
         SELECT * INTO spent FROM incident_hpo.terms_v1(p_study);
         ours.ended := CASE WHEN spent.elapsed_s >= 3600 * ours.hours THEN format('its %s hours are over', ours.hours)
             WHEN spent.device_s >= 3600 * ours.gpu_hours THEN format('its %s GPU-hours are used up', ours.gpu_hours) END;
-        UPDATE incident_hpo.studies SET ended = ours.ended WHERE study_id = p_study AND ours.ended IS NOT NULL;
+        UPDATE incident_hpo.studies SET ended = ours.ended, ended_at = clock_timestamp()
+        WHERE study_id = p_study AND ours.ended IS NOT NULL;
     END IF;
     IF (ours.ended IS NOT NULL OR ours.paused IS NOT NULL)
        AND NOT EXISTS (SELECT FROM incident_hpo.leases l WHERE l.request = p_request) THEN
-        RETURN QUERY SELECT CASE WHEN ours.ended IS NOT NULL THEN 'done' ELSE 'paused' END,
-            NULL::int, NULL::bigint, NULL::int;
+        -- Whoever waits takes back the trial of a worker that died meanwhile.
+        RETURN QUERY SELECT CASE WHEN ours.ended IS NULL THEN 'paused'
+            WHEN EXISTS (SELECT FROM public.trials t WHERE t.study_id = p_study AND t.state = 'RUNNING') THEN 'wait'
+            ELSE 'done' END, NULL::int, NULL::bigint, NULL::int;
         RETURN;
     END IF;
     RETURN QUERY SELECT * FROM incident_hpo.claim_v1(p_study, p_request, p_worker, p_connected_s);

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 from storage.studies import Ask
 
-MANAGE = """INSERT INTO incident_hpo.studies AS s (study_id, budget, lease, hours, gpu_hours)
+MANAGE = """INSERT INTO incident_hpo.studies (study_id, budget, lease, hours, gpu_hours)
 VALUES (%s, %s, make_interval(secs => %s), %s, %s)
 ON CONFLICT (study_id) DO UPDATE SET budget = excluded.budget, lease = excluded.lease, hours = excluded.hours,
-    gpu_hours = excluded.gpu_hours, ended = CASE WHEN NOT %s THEN s.ended END"""
+    gpu_hours = excluded.gpu_hours"""
+REOPEN = """UPDATE incident_hpo.studies
+SET begun = begun + (clock_timestamp() - ended_at), ended = NULL, ended_at = NULL
+WHERE study_id = %s AND ended IS NOT NULL"""
 READ = "SELECT * FROM incident_hpo.terms_v1(%s)"
-END = "UPDATE incident_hpo.studies SET ended = coalesce(ended, %s) WHERE study_id = %s"
+END = "UPDATE incident_hpo.studies SET ended = %s, ended_at = clock_timestamp() WHERE study_id = %s AND ended IS NULL"
 PAUSE = "UPDATE incident_hpo.studies SET paused = clock_timestamp() WHERE study_id = %s AND paused IS NULL"
 RESUME = """UPDATE incident_hpo.studies SET begun = begun + (clock_timestamp() - paused), paused = NULL
 WHERE study_id = %s AND paused IS NOT NULL"""
@@ -23,7 +26,7 @@ class Terms:
     lease_s: float
     paused: bool
     ended: str | None  # why, before all trials were recorded
-    elapsed_s: float  # since it began, without pauses
+    elapsed_s: float  # from its beginning to its end, without pauses
     device_s: float  # of all workers together
 
 
@@ -31,7 +34,9 @@ def manage(
     ask: Ask, study_id: int, budget: int, lease_s: float, hours: float | None, gpu_hours: float | None, *, reopen: bool
 ) -> None:
     """With `reopen`, a study that had ended goes on."""
-    ask(MANAGE, (study_id, budget, lease_s, hours, gpu_hours, reopen))
+    ask(MANAGE, (study_id, budget, lease_s, hours, gpu_hours))
+    if reopen:
+        ask(REOPEN, (study_id,))
 
 
 def read(ask: Ask, study_id: int) -> Terms | None:

@@ -185,3 +185,41 @@ def test_equal_draws_of_two_workers_never_run_at_once(database: URL, tmp_path: P
     crew.start(6)
     assert crew.join() == [0] * 6
     assert repeats(trials_of(database)) == {}
+
+
+def test_hours_in_which_an_ended_study_rested_do_not_count_when_it_is_extended(database: URL, tmp_path: Path) -> None:
+    crew = make_crew(database, tmp_path, trials=500, step_s=0.05, budget={"hours": 1 / 3600})
+    crew.start(1)
+    assert crew.join() == [0]
+    time.sleep(2.5)
+    elapsed = terms_of(database).elapsed_s
+    assert elapsed < 2
+    study, file = open_study(PostgresStorage(database), "study")
+    extend(study, file, 0, hours=1 / 3600, gpu_hours=0)
+    before = ended(database)
+    crew.start(1)
+    assert crew.join() == [0, 0]
+    assert ended(database) > before
+
+
+def test_silence_of_a_worker_that_was_killed_uses_up_no_gpu_hours(database: URL, tmp_path: Path) -> None:
+    crew = make_crew(database, tmp_path, trials=500, step_s=0.5, lease_s=1.0, budget={"gpu_hours": 10 / 3600})
+    crew.start(1)
+    wait_for(lambda: trials_of(database)[0].intermediate_values)
+    crew.alive()[0].kill()
+    crew.join()
+    time.sleep(4.0)
+    assert terms_of(database).device_s < 3.5
+
+
+def test_trial_of_a_worker_that_died_as_its_study_ended_is_taken_back(database: URL, tmp_path: Path) -> None:
+    crew = make_crew(database, tmp_path, trials=500, step_s=0.5, lease_s=1.0)
+    crew.start(1)
+    wait_for(lambda: trials_of(database)[0].intermediate_values)
+    storage = PostgresStorage(database)
+    terms.end(storage.ask, storage.get_study_id_from_name("study"), "somebody said so")
+    crew.alive()[0].kill()
+    crew.join()
+    crew.start(1)
+    assert crew.join()[1:] == [0]
+    assert [trial.state for trial in trials_of(database)] == [TrialState.WAITING]

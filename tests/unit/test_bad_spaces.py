@@ -169,6 +169,14 @@ baselines:
   mine:
     learning_rate: 1e-3
     schedule: constant_with_warmup  # here
+== baseline that leaves a zero where magnitudes are searched -> baseline 'mine': weight_decay is 0.0
+parameters: {weight_decay: {type: float, low: 1e-5, high: 0.1, log: true}}
+baselines:
+  mine: {learning_rate: 1e-3}  # here
+== baseline that leaves a value outside of the choices -> baseline 'mine': schedule is 'linear', not one of
+parameters: {schedule: {type: categorical, choices: [cosine, constant_with_warmup]}}
+baselines:
+  mine: {learning_rate: 1e-3}  # here
 == baseline that no trial trains with -> epochs cannot be 0: Input should be greater than or equal to 1
 parameters: {learning_rate: {type: float, low: 1e-5, high: 0.1}}
 baselines:

@@ -12,8 +12,8 @@ from hpo.config import trial_config
 from hpo.errors import InputError
 from hpo.plan import Plan
 from hpo.plan import around
-from hpo.plan import is_plan
 from hpo.plan import read_plan
+from hpo.study_file import is_plan
 from objectives.reading import DataError
 from search_spaces.space import FloatRange
 from search_spaces.space import IntRange
@@ -235,6 +235,7 @@ LOG = FloatRange(type="float", low=1e-4, high=1e-2, log=True, when={"patience": 
         (LOG, 1e-4, 1e-4, 1e-3),
         (LOG, 9e-3, 1e-3, 1e-2),
         (LOG, 1e-6, 1e-4, 1e-3),
+        (LOG, 0.0, 1e-4, 1e-3),
         (LOG, 0.5, 1e-3, 1e-2),
     ],
 )
