@@ -53,7 +53,7 @@ def replay(pruner: Pruner, trials: Sequence[FrozenTrial], longest: int, floors: 
         peers += [curve] if is_peer(trial, floors) else []
         known += [trial] if curve.state == TrialState.COMPLETE else []
     seen, total = (sum(curve.steps[-1] for curve in some) for some in (ended, [curve_of(t, None) for t in trials]))
-    reaching = [reaches(trial, floors) and trial.value is not None for trial in trials]
+    reaching = [reaches(trial, floors) and trial.state == TrialState.COMPLETE for trial in trials]
     if not any(reaching):
         reaching = [True] * len(trials)
     best, kept = (_best(compress(some, reaching)) for some in ([curve_of(t, None) for t in trials], ended))

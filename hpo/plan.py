@@ -13,6 +13,7 @@ import optuna
 from optuna.trial import FrozenTrial
 from pydantic import BaseModel
 from pydantic import Field
+from pydantic import ValidationError
 
 from hpo.config import MAY_CHANGE
 from hpo.config import Budget
@@ -29,8 +30,10 @@ from hpo.feasible import best_trials
 from hpo.feasible import floors_of
 from hpo.feasible import reaches
 from hpo.spaces import SECTIONS
+from hpo.spaces import unlike
 from hpo.study import open_study
 from hpo.study import parameters_of
+from hpo.study_file import check_budget
 from hpo.study_file import completed
 from hpo.yamlfile import Place
 from hpo.yamlfile import read_yaml
@@ -44,6 +47,7 @@ from search_spaces.space import Space
 from search_spaces.space import SpaceWithBaselines
 from search_spaces.space import Value
 from search_spaces.space import Values
+from search_spaces.space import is_there
 from search_spaces.space import label
 from search_spaces.space import split
 from storage.native import PostgresStorage
@@ -56,7 +60,7 @@ MOST = 100  # trials of a phase that are looked at
 
 class Phase(BaseModel):
     model_config = STRICT
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]{0,31}$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]{0,30}$")]  # of 64 with a dash and the plan's
     budget: Budget
     space: SpaceField
     # What phases before have searched: fixed at the best; searched again around the best; searched again as declared.
@@ -97,16 +101,19 @@ def read_plan(path: Path) -> Plan:
         raise place.below("study", "warm_start").error(
             "phases start from those before; warm_start is for single studies"
         )
-    if len({phase.name for phase in written.phases}) < len(written.phases):
-        raise place.below("phases").error("two phases have the same name")
+    names = [phase.name for phase in written.phases]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise place.below("phases", number, "name").error(f"two phases have the same name, {name!r}")
     files: list[StudyFile] = []
     for number, phase in enumerate(written.phases):
         own = {"name": f"{written.name}-{phase.name}", "space": phase.space, "budget": phase.budget}
         where, common = place.below("phases", number), place.below("study")
-        file = completed(validated(written.study | own, StudyFile, common), common, where.below("space"))
+        file = completed(validated(written.study | own, StudyFile, common), common, where)
         if files:
             _check_follows(file, phase, files, where)
             file = _without_recipes(file, phase)
+        check_budget(file, where)
         files.append(file)
     return Plan(written.name, written.phases, tuple(files))
 
@@ -180,7 +187,9 @@ def _check_follows(file: StudyFile, phase: Phase, before: list[StudyFile], where
                 if isinstance(parameter, Choice) and value not in parameter.choices
             ]
             if missing:
-                raise where.error(f"{name} may be {missing[0]!r} after {earlier.name!r}; add that to its choices")
+                raise where.below("space", "parameters", name, "choices").error(
+                    f"{name} may be {missing[0]!r} after {earlier.name!r}; add that to its choices"
+                )
 
 
 def _without_recipes(file: StudyFile, phase: Phase) -> StudyFile:
@@ -205,7 +214,11 @@ def _carried(fresh: StudyFile, plan: Plan, number: int, storage: PostgresStorage
     space, fixed = split(parameters)
     first = {one.name: one.settings for one in found[: phase.top] if _fits(one.settings, space)}
     whole = SpaceWithBaselines(parameters={**space, **fixed}, baselines=fresh.space.baselines, first=first)
-    sections = {name: with_values(getattr(fresh, name), best | fixed) for name in SECTIONS}
+    try:
+        sections = {name: with_values(getattr(fresh, name), best | fixed) for name in SECTIONS}
+    except ValidationError as error:
+        why = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise HpoError(f"what phase {phase.name!r} fixes does not go with the best so far: {why}") from None
     constraints = fresh.constraints.model_copy(update={"floors": dict(floors_of_plan(plan, storage))})
     return fresh.model_copy(update={"space": whole, "constraints": constraints} | sections)
 
@@ -228,8 +241,15 @@ def around(parameter: FloatRange | IntRange, best: float) -> FloatRange | IntRan
     if isinstance(parameter, IntRange):
         bounds = {"low": max(math.floor(start), parameter.low), "high": min(math.ceil(end), parameter.high)}
         return parameter.model_copy(update=bounds)
-    return parameter.model_copy(update={"low": float(f"{start:.4g}"), "high": float(f"{end:.4g}")})
+    rounded = float(f"{start:.4g}"), float(f"{end:.4g}")
+    return parameter.model_copy(update={"low": max(rounded[0], parameter.low), "high": min(rounded[1], parameter.high)})
 
 
 def _fits(settings: Values, space: Space) -> bool:
-    return all(settings[name] in kind.choices for name, kind in space.items() if isinstance(kind, Choice))
+    there = Values()
+    for name, parameter in space.items():
+        if is_there(parameter, there):
+            if unlike(parameter, settings[name]):
+                return False
+            there[name] = settings[name]
+    return True

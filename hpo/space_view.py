@@ -11,7 +11,6 @@ import optuna
 from ruamel.yaml import YAML
 
 from hpo.config import StudyFile
-from hpo.config import searched
 from hpo.errors import InputError
 from hpo.spaces import FOLDER
 from hpo.spaces import PRESETS
@@ -21,7 +20,9 @@ from hpo.yamlfile import Place
 from hpo.yamlfile import read_yaml
 from hpo.yamlfile import write_yaml
 from objectives.config import STATIC
+from search_spaces.space import Range
 from search_spaces.space import Space
+from search_spaces.space import SpaceWithBaselines
 from search_spaces.space import is_finite
 from search_spaces.space import points
 from search_spaces.space import split
@@ -40,7 +41,10 @@ def show(name: str, model: str | None) -> str:
         size = f"{number:,} points" if number < MOST_POINTS else f"{MOST_POINTS:,} points or more"
     heading = f"# {len(space)} parameters, {size}"
     if name not in PRESETS:
-        written = {key: parameter.model_dump(exclude_defaults=True) for key, parameter in space.items()}
+        written = {
+            key: parameter.model_dump(exclude_defaults=True) if isinstance(parameter, Range) else parameter
+            for key, parameter in _file(name, model).parameters.items()
+        }
         return f"{heading}\n{write_yaml({'parameters': written}, '').strip()}"
     return f"{heading}\n{_with_reasons(name, model or DEFAULT_MODEL)}".rstrip()
 
@@ -61,11 +65,17 @@ def sample(name: str, model: str | None, number: int, seed: int) -> Iterator[str
 def _space(name: str, model: str | None) -> Space:
     if name in PRESETS:
         return split(preset_parameters(name, model or DEFAULT_MODEL))[0]
+    return split(_file(name, model).parameters)[0]
+
+
+def _file(name: str, model: str | None) -> SpaceWithBaselines:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         raise InputError(f"no preset {name!r}; there are {', '.join(PRESETS)}, or give a study file")
     file, place = read_yaml(path, StudyFile), Place(path)
-    return searched(read_space(file.model_copy(update={"model": model or file.model}), place, place.below("space")))
+    space = read_space(file.model_copy(update={"model": model or file.model}), place, place.below("space")).space
+    assert isinstance(space, SpaceWithBaselines)
+    return space
 
 
 def _with_reasons(name: str, model: str) -> str:

@@ -29,6 +29,7 @@ from search_spaces.space import SpaceWithBaselines
 from search_spaces.space import Value
 from search_spaces.space import Values
 from search_spaces.space import edges
+from search_spaces.space import is_there
 from search_spaces.space import problems
 from search_spaces.space import split
 
@@ -66,9 +67,9 @@ def read_space(file: StudyFile, place: Place, space_place: Place) -> StudyFile:
         raise written.place.below("parameters").error("at least one parameter must be searched")
     if space_place == place.below("space"):
         _check_searched_once(file, place, written, parameters)
-    _check_values(file, written.place, space, fixed)
-    sections = {name: with_values(getattr(file, name), fixed) for name in SECTIONS}
-    file = file.model_copy(update=sections)
+    file = _with_fixed(file, written.place.below("parameters"), fixed)
+    for location, values in edges(space):
+        _put(file, written.place.below("parameters", *location), values)
     baselines = {
         name: _baseline(file, written, space, name, values) for name, values in _recipes(file, written.space).items()
     }
@@ -126,26 +127,38 @@ def _check_names(place: Place, parameters: dict[str, Parameter]) -> None:
 
 def _check_searched_once(file: StudyFile, place: Place, written: Written, parameters: dict[str, Parameter]) -> None:
     for section in SECTIONS:
-        for name in getattr(file, section).model_fields_set & parameters.keys():
+        for name in [name for name in parameters if name in getattr(file, section).model_fields_set]:
             hint = f"space: {{preset: {written.space.preset}, parameters: {{{name}: VALUE}}}}"
             mend = f"fix it there, {hint}" if written.space.preset else "keep one"
             raise place.below(section, name).error(f"{section}.{name} is in the space, too; {mend}")
 
 
-def _check_values(file: StudyFile, place: Place, space: Space, fixed: Values) -> None:
-    """A value that no trial can train with is refused now, not by the worker that draws it."""
-    for location, values in [*edges(space), *(((name,), {name: value}) for name, value in fixed.items())]:
-        _try(file, place.below("parameters", *location), values)
+def _with_fixed(file: StudyFile, place: Place, fixed: Values) -> StudyFile:
+    """Together, as one may need the other. Raises InputError with the line of the last that a contradiction names."""
+    try:
+        return _put(file, place, fixed)
+    except InputError as error:
+        named = [name for name in fixed if f"{name} {fixed[name]}" in str(error)]
+        raise (_refused(file, place.below(*named[-1:]), fixed) or error) from None
 
 
-def _try(file: StudyFile, place: Place, values: Values) -> None:
+def _put(file: StudyFile, place: Place, values: Values) -> StudyFile:
+    """The file with the values. A value that no trial can train with is refused now, not by a worker."""
+    if error := _refused(file, place, values):
+        raise error
+    return file.model_copy(update={name: with_values(getattr(file, name), values) for name in SECTIONS})
+
+
+def _refused(file: StudyFile, place: Place, values: Values) -> InputError | None:
     for section in SECTIONS:
         try:
             with_values(getattr(file, section), values)
         except ValidationError as error:
             first = error.errors()[0]
-            what = "".join(f"{name} cannot be {values[str(name)]!r}: " for name in first["loc"][:1])
-            raise place.error(f"{what}{first['msg'].removeprefix('Value error, ')}") from None
+            names = [str(name) for name in first["loc"][:1]]
+            what = "".join(f"{name} cannot be {values[name]!r}: " for name in names)
+            return place.below(*names).error(f"{what}{first['msg'].removeprefix('Value error, ')}")
+    return None
 
 
 def _baseline(file: StudyFile, written: Written, space: Space, name: str, given: Values | str) -> Values:
@@ -156,16 +169,21 @@ def _baseline(file: StudyFile, written: Written, space: Space, name: str, given:
     for key in values:
         if key not in known:
             raise place.below(key).error(f"baseline {name!r}: no parameter {key!r} in training or mining")
-    _try(file, place, values)
-    standing = {**file.training.model_dump(), **file.mining.model_dump(), **values}
+    whole = _put(file, place, values)
+    standing = {**whole.training.model_dump(), **whole.mining.model_dump()}
+    there = Values()
     for key, parameter in space.items():
-        if problem := _unlike(parameter, standing[key]):
+        if not is_there(parameter, there):
+            continue
+        there[key] = standing[key]
+        if problem := unlike(parameter, standing[key]):
+            place = place if name in written.space.baselines else written.place.below("parameters")
             mend = f"give baseline {name!r} another {key}, under `baselines`"
             raise place.below(key).error(f"baseline {name!r}: {key} is {standing[key]!r}, {problem}; {mend}")
     return values
 
 
-def _unlike(parameter: Range, value: Value) -> str | None:
+def unlike(parameter: Range, value: Value) -> str | None:
     """Why Optuna could not record the value as one of the parameter's; outside of bounds it can."""
     if isinstance(parameter, Choice):
         return None if value in parameter.choices else f"not one of {list(parameter.choices)}"

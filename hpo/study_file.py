@@ -31,16 +31,22 @@ def read_study_file(path: Path) -> StudyFile:
     """Whole and self-contained. Raises InputError, DataError."""
     if is_plan(path):
         raise InputError(f"{path} is a plan of several studies; only `hpo run` takes it")
-    return completed(read_yaml(path, StudyFile), Place(path))
+    file = completed(read_yaml(path, StudyFile), Place(path))
+    check_budget(file, Place(path))
+    return file
 
 
-def completed(file: StudyFile, place: Place, space_place: Place | None = None) -> StudyFile:
+def check_budget(file: StudyFile, place: Place) -> None:
+    if len(names := baselines(file)) > file.budget.trials:
+        few = f"{file.budget.trials} trials are too few for the baselines alone"
+        raise place.below("budget", "trials").error(f"{few} ({', '.join(names)})")
+
+
+def completed(file: StudyFile, place: Place, own: Place | None = None) -> StudyFile:
     """The places: where it was written, and its space. Raises InputError that names the line, DataError."""
     folder = place.path.parent
     file = file.model_copy(update={"model": _absolute_model(file.model, folder)})
-    file = read_space(file, place, space_place or place.below("space"))
-    if len(baselines(file)) > file.budget.trials:
-        raise place.below("budget").error(f"{file.budget.trials} trials are too few for the baselines alone")
+    file = read_space(file, place, (own or place).below("space"))
     change: dict[str, Any] = {
         "incidents": whole_incidents(file.incidents, folder),
         "checkpoints": _absolute_checkpoints(file, folder),

@@ -82,6 +82,8 @@ def _read_text(path: Path) -> str:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except ValueError:
+        raise InputError(f"{str(path)!r} cannot be the name of a file") from None
     if len(data) > MAX_BYTES:
         raise InputError(f"{path}: {len(data)} bytes, at most {MAX_BYTES} are read; is this the right file?")
     return text
@@ -132,9 +134,25 @@ def _sentence(error: ErrorDetails, name: str) -> str:
         return f"unknown key {name!r}"
     if error["type"] == "missing":
         return f"{name!r} is missing"
+    if error["type"] == "union_tag_not_found":
+        return f"'{name}.type' is missing"
     value = error["input"]
     got = f", found {value!r}" if isinstance(value, str | int | float | bool | None) else ""
-    return f"{name}: {error['msg'].removeprefix('Value error, ')}{got}"
+    return f"{name}: {_expected(error)}{got}"
+
+
+def _expected(error: ErrorDetails) -> str:
+    """Where pydantic speaks of Python."""
+    context = error.get("ctx", {})
+    if error["loc"][-1:] == ("str",):  # the first branch of a value
+        return "expected a number or a word"
+    if error["type"] == "too_short":
+        return f"at least {context['min_length']} expected, found {context['actual_length']}"
+    if error["type"] == "union_tag_invalid":
+        return f"type {context['tag']!r} is none of {context['expected_tags']}"
+    if error["type"] in ("model_type", "dict_type", "tuple_type"):
+        return f"expected a {'list' if error['type'] == 'tuple_type' else 'mapping'}"
+    return error["msg"].removeprefix("Value error, ")
 
 
 def _represent_float(representer: RoundTripRepresenter, value: float) -> Any:

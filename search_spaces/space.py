@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import TYPE_CHECKING
 from typing import Annotated
 from typing import Any
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 Value = str | int | float
 Values = dict[str, Value]
-Location = tuple[str, ...]  # in a file
+Location = tuple[str | int, ...]  # in a file
 # Values that categorical parameters above must have for this one to be there.
 When = dict[
     str,
@@ -121,10 +121,16 @@ def split(parameters: dict[str, Parameter]) -> tuple[Space, Values]:
     space = Space()
     for name, parameter in parameters.items():
         if isinstance(parameter, Range) and all(fixed[p] in parameter.when[p] for p in parameter.when.keys() & fixed):
-            when = {parent: values for parent, values in parameter.when.items() if parent not in fixed}
-            if when.keys() <= space.keys():  # else it hangs on one that is never there
+            when = {
+                parent: _possible(space.get(parent), parameter.when[parent]) for parent in parameter.when.keys() - fixed
+            }
+            if all(when.values()):  # else it hangs on one that is never there
                 space[name] = parameter.model_copy(update={"when": when})
     return space, fixed
+
+
+def _possible(parent: Range | None, values: tuple[Value, ...]) -> tuple[Value, ...]:
+    return tuple(value for value in values if isinstance(parent, Choice) and value in parent.choices)
 
 
 def problems(parameters: dict[str, Parameter]) -> Iterator[tuple[Location, str]]:
@@ -161,7 +167,7 @@ def edges(space: Space) -> Iterator[tuple[Location, Values]]:
     """Each parameter alone at its bounds, or at each of its choices, and where they stand."""
     for name, parameter in space.items():
         if isinstance(parameter, Choice):
-            yield from (((name, "choices"), {name: value}) for value in parameter.choices)
+            yield from (((name, "choices", i), {name: value}) for i, value in enumerate(parameter.choices))
         else:
             yield from (((name, bound), {name: getattr(parameter, bound)}) for bound in ("low", "high"))
 
@@ -198,7 +204,7 @@ def _grid(parameter: Range) -> Iterator[Value]:
             yield from range(low, high + 1, step or 1)
         case FloatRange(low=start, high=end, step=width):
             assert width is not None
-            yield from (start + i * width for i in range(round((end - start) / width) + 1))
+            yield from (min(start + i * width, end) for i in range(round((end - start) / width) + 1))  # as Optuna does
 
 
 def _suggest_one(name: str, parameter: Range, trial: optuna.Trial) -> Value:
@@ -220,5 +226,9 @@ def _check_range(low: float, high: float, log: bool, step: float | None) -> None
         return
     if log:
         raise ValueError("a range has log or a step, not both")
-    if step <= 0 or not math.isclose((high - low) / step, round((high - low) / step), abs_tol=1e-6):
+    try:  # as Optuna counts
+        divides = step > 0 and (Decimal(str(high)) - Decimal(str(low))) % Decimal(str(step)) == 0
+    except ArithmeticError:
+        divides = False
+    if not divides:
         raise ValueError(f"steps of {step} do not lead from {low} to {high}")

@@ -6,7 +6,6 @@ import itertools
 import math
 import re
 import subprocess
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from sqlalchemy import URL
 
 from hpo.config import StudyFile
 from hpo.config import searched
+from hpo.errors import HpoError
 from hpo.plan import Plan
 from hpo.plan import around
 from hpo.plan import mark
@@ -31,6 +31,7 @@ from hpo.plan import phase_file
 from hpo.plan import read_plan
 from hpo.proposals import SAMPLER_SEED
 from hpo.study import BASELINE
+from hpo.study import OVERRIDES
 from hpo.study import PROPOSED_BY
 from hpo.study import create_study
 from hpo.study import open_study
@@ -63,30 +64,21 @@ phases:
 - name: training
   budget: {trials: 4}
   space:
-    parameters:
-      learning_rate: {type: float, low: 1e-3, high: 0.1, log: true}
-      epochs: {type: int, low: 1, high: 2}
+    parameters: {learning_rate: RATE, epochs: {type: int, low: 1, high: 2}}
     baselines: {v4: {learning_rate: 1e-5, batch_size: 16, epochs: 2}}
 - name: loss
   budget: {trials: 5}
   top: 2
-  space:
-    parameters:
-      learning_rate: {type: float, low: 1e-3, high: 0.1, log: true}
-      scale: {type: float, low: 2.0, high: 40.0, log: true}
+  space: {parameters: {learning_rate: RATE, scale: {type: float, low: 2.0, high: 40.0, log: true}}}
 - name: decay
   budget: {trials: 4}
   top: 2
   earlier: fix
-  space:
-    parameters:
-      learning_rate: {type: float, low: 1e-3, high: 0.1, log: true}
-      weight_decay: {type: float, low: 0.0, high: 0.1}
-"""
-# Of the second phase: two trials are over that were proposed to it, one runs that it has drawn.
-IN_THE_MIDDLE = """SELECT number FROM trials JOIN studies USING (study_id)
-WHERE study_name = 'desk-loss' AND state = 'RUNNING' AND number IN (2, 3)"""
+  space: {parameters: {learning_rate: RATE, weight_decay: {type: float, low: 0.0, high: 0.1}}}
+""".replace("RATE", "{type: float, low: 1e-3, high: 0.1, log: true}")
+LOSS, DECAY = PLAN[PLAN.index("- name: loss") : PLAN.index("- name: decay")], PLAN[PLAN.index("- name: decay") :]
 CHANGES = [
+    (LOSS + DECAY, DECAY + LOSS),
     ("low: 2.0", "low: 1.0"),
     ("train_pairs: 400", "train_pairs: 300"),
     ("v4: {learning_rate: 1e-5", "v4: {learning_rate: 1e-4"),
@@ -120,23 +112,15 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(
-    module_database: URL,
-    incidents_csv: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    start: Start,
-    hpo: Run,
-    query: Query,
-    rows: Rows,
-) -> Story:
-    url, folder = module_database, tmp_path_factory.mktemp("plan")
+def story(module_database: URL, incidents_csv: Path, start: Start, hpo: Run, rows: Rows) -> Story:
+    url, folder = module_database, incidents_csv.parent / "plan"
+    folder.mkdir()
     path, out = folder / "plan.yaml", folder / "out"
     path.write_text(PLAN.replace("INCIDENTS", str(incidents_csv)))
     command = ("run", path, "--workers", "1", "-o", out)
     first = start(url, "-m", "hpo", *command)
-    while not query(url, IN_THE_MIDDLE):
+    while not any(trial.state == TrialState.RUNNING for trial in trials_of(url)["loss"][2:4]):
         assert first.poll() is None, first.communicate()[0]
-        time.sleep(0.01)
     kill_with_all_below(first)
     return Story(
         url=url,
@@ -175,9 +159,11 @@ def ranked(*phases: list[FrozenTrial]) -> list[FrozenTrial]:
     """The best first, said a second time: those that no baseline beats in any metric but Spearman, by Spearman."""
     trials = [trial for phase in phases for trial in phase if trial.state == TrialState.COMPLETE]
     recipe = phases[0][0].user_attrs
-    falls_behind = [any(trial.user_attrs[metric] < recipe[metric] for metric in METRICS[1:]) for trial in trials]
-    order = sorted(range(len(trials)), key=lambda i: (falls_behind[i], -trials[i].user_attrs["spearman"]))
-    return [trials[i] for i in order]
+
+    def standing(trial: FrozenTrial) -> tuple[bool, float]:
+        return any(trial.user_attrs[metric] < recipe[metric] for metric in METRICS[1:]), -trial.user_attrs["spearman"]
+
+    return sorted(trials, key=standing)
 
 
 def settings(file: StudyFile, trial: FrozenTrial) -> dict[str, Any]:
@@ -198,7 +184,7 @@ def test_what_was_there_when_it_was_killed_is_kept(story: Story) -> None:
             assert not then.params or now.params == then.params
             assert not then.state.is_finished() or now == then
     are_over = [[trial.state.is_finished() for trial in trials] for trials in story.when_killed.values()]
-    assert are_over in ([[True] * 4, [True] * number + [False], []] for number in (2, 3))
+    assert are_over in ([[True] * 4, [True] * number + [False], []] for number in (2, 3, 4))
 
 
 def test_nothing_is_proposed_twice(story: Story) -> None:
@@ -282,7 +268,7 @@ def test_plan_that_is_complete_trains_nothing_and_prints_the_same_table(story: S
     assert rows(story.url) == story.rows_then
 
 
-@pytest.mark.parametrize(("old", "new"), CHANGES, ids=["space", "pairs", "baseline", "earlier", "top"])
+@pytest.mark.parametrize(("old", "new"), CHANGES, ids=["order", "space", "pairs", "baseline", "earlier", "top"])
 def test_changed_plan_of_the_same_name_is_refused_and_changes_no_row(
     story: Story, rows: Rows, tmp_path: Path, old: str, new: str
 ) -> None:
@@ -295,9 +281,10 @@ def test_changed_plan_of_the_same_name_is_refused_and_changes_no_row(
 
 
 @pytest.fixture
-def plan(database: URL, incidents_csv: Path, tmp_path: Path) -> Plan:
-    """Whose first phase is over; trial 2 is the best."""
-    (tmp_path / "plan.yaml").write_text(PLAN.replace("INCIDENTS", str(incidents_csv)))
+def plan(database: URL, incidents_csv: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Plan:
+    """Whose first phase is over; trial 2 is the best. A parameter: what its text has in place of what."""
+    text = PLAN.replace(*getattr(request, "param", ("", ""))).replace("INCIDENTS", str(incidents_csv))
+    (tmp_path / "plan.yaml").write_text(text)
     plan = read_plan(tmp_path / "plan.yaml")
     storage = PostgresStorage(database)
     study = create_study(database, storage, plan.files[0])
@@ -350,3 +337,11 @@ def test_phase_after_a_recipe_that_is_worse_than_chance_can_be_opened(plan: Plan
     study, file = open_study(PostgresStorage(database), "desk-training")
     add(study, file, 0.4, attributes={BASELINE: "v4", "spearman_binary": -0.01}, learning_rate=0.01, epochs=1)
     assert begin(plan, 1, database)[1].name == "desk-loss"
+
+
+@pytest.mark.parametrize("plan", [("scale: {", "max_similarity: 0.1, scale: {")], indirect=True)
+def test_phase_that_fixes_what_cannot_go_with_the_best_is_refused(plan: Plan, database: URL) -> None:
+    study, file = open_study(PostgresStorage(database), "desk-training")
+    add(study, file, 0.5, attributes={OVERRIDES: {"min_similarity": 0.2}}, learning_rate=0.01, epochs=1)
+    with pytest.raises(HpoError, match="min_similarity"):
+        phase_file(plan, 1, PostgresStorage(database))

@@ -18,6 +18,7 @@ from hpo.config import StudyFile
 from hpo.errors import InputError
 from hpo.export import export
 from hpo.export import read_best_file
+from hpo.plan import read_plan
 from hpo.proposals import FIXED
 from hpo.status import take_snapshot
 from hpo.study import BASELINE
@@ -199,6 +200,15 @@ def test_what_cannot_work_is_not_tried_again_first(database: URL, study_yaml: Pa
     assert heir.get_trials()[1].user_attrs[PROPOSED_BY] == "small#2, of the best so far"
 
 
+def test_of_a_study_where_none_reaches_a_floor_the_highest_are_tried_first(database: URL, study_yaml: Path) -> None:
+    study, file = create(database, study_yaml)
+    for spearman in (0.5, 0.7, 0.6):
+        add(study, file, spearman, constraints={"f1": 0.1}, learning_rate=0.01 * spearman, epochs=1)
+    heir, _ = create(database, heir_of(study_yaml, "small", pairs="pairs: {held_out: 900}"))
+    words = [trial.user_attrs[PROPOSED_BY] for trial in heir.get_trials()[1:]]
+    assert words == [f"small#{number}, of the best so far" for number in (2, 3, 1)]
+
+
 @pytest.mark.parametrize(
     ("sources", "changed", "sentence"),
     [
@@ -222,6 +232,30 @@ def test_warm_start_that_cannot_be_is_refused_and_the_name_stays_free(
     assert sentence in said[0]
     heir, _ = create(database, heir_of(study_yaml, "small"))  # mended
     assert (len(own(heir)), len(copies(heir))) == (1, COPIES)
+
+
+def test_warm_start_is_checked_also_where_an_earlier_maker_died(
+    database: URL, study_yaml: Path, source: optuna.Study
+) -> None:
+    optuna.create_study(study_name="heir", storage=PostgresStorage(database), direction="maximize")
+    for wrong in (
+        heir_of(study_yaml, "small", epochs="    epochs: {type: int, low: 1, high: 3}"),
+        heir_of(study_yaml, "smal"),
+    ):
+        with pytest.raises(InputError):
+            create(database, wrong)
+    assert len(copies(create(database, heir_of(study_yaml, "small"))[0])) == COPIES
+
+
+def test_plan_whose_phases_search_other_spaces_than_their_warm_start_is_refused_before_it_begins(
+    study_yaml: Path, incidents_csv: Path
+) -> None:
+    space = "{parameters: {%s: {type: float, low: 0.0, high: 0.3}}}"
+    phases = (f"- {{name: {n}, budget: {{trials: 3}}, space: {space % n}}}" for n in ("warmup_ratio", "weight_decay"))
+    text = f"name: p\nstudy: {{incidents: {{path: {incidents_csv}}}, warm_start: [small]}}\nphases:\n"
+    study_yaml.write_text(text + "\n".join(phases))
+    with pytest.raises(InputError, match="warm_start"):
+        read_plan(study_yaml)
 
 
 def test_creation_that_dies_at_any_write_copies_nothing_twice(
@@ -288,3 +322,15 @@ def test_recipe_that_leaves_a_parameter_where_the_space_cannot_have_it_is_refuse
     crew.start(1)
     assert crew.join() == [0]
     assert [trial.state for trial in study.get_trials()] == [TrialState.COMPLETE] * BUDGET
+
+
+def test_recipe_need_not_say_what_its_condition_leaves_out(database: URL, study_yaml: Path, tmp_path: Path) -> None:
+    parameters = """    patience: {type: categorical, choices: ["off", 2]}
+    min_epochs: {type: float, low: 0.1, high: 1.0, log: true, when: {patience: 2}}
+"""
+    study_yaml.write_text(study_yaml.read_text().replace("    epochs: {", f"{parameters}    epochs: {{"))
+    study, _ = create(database, study_yaml)
+    crew = crew_for(database, tmp_path, "small")
+    crew.start(1)
+    assert crew.join() == [0]
+    assert study.get_trials()[0].params == {"learning_rate": 1e-5, "patience": "off", "epochs": 8}

@@ -21,6 +21,7 @@ from hpo.trainer_process import TrainerProcess
 from objectives.config import Incidents
 from objectives.config import Job
 from objectives.config import TrialConfig
+from objectives.evaluation import METRICS
 
 STEPS = 26  # of a whole trial: two epochs of 400 pairs in batches of 32
 SAYS = ("the loss is nan", "the loss is inf", "the gradients' norm is ")  # by fault
@@ -116,6 +117,8 @@ def test_trial_that_diverged_is_never_the_best() -> None:
     for spearman, diverges in ((0.5, False), (0.9, True), (0.4, False)):
         trial = study.ask()
         trial.report(spearman, 200)
+        for metric in METRICS:
+            trial.set_user_attr(metric, spearman)
         if diverges:
             trial.set_constraint("Diverged", 1.0)
         study.tell(trial, None if diverges else spearman, TrialState.PRUNED if diverges else TrialState.COMPLETE)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from hpo.config import baselines
 from hpo.errors import InputError
 from hpo.plan import read_plan
 from hpo.study_file import read_study_file
@@ -45,6 +46,8 @@ PARAMETERS = """
 learning_rte: {type: float, low: 1e-5, high: 0.1}
 == unknown type -> 'float', 'int', 'categorical'
 epochs: {type: integer, low: 1, high: 3}
+== no type -> parameters.epochs.type' is missing
+epochs: {low: 1, high: 3}
 == bounds of choices -> unknown key
 patience: {type: categorical, choices: [1, 2], low: 1}
 == low is high -> low 3 must be below high 3; a single value is written alone
@@ -58,8 +61,16 @@ learning_rate: {type: float, low: 0, high: 0.1, log: true}
 epochs: {type: int, low: 1, high: 9, log: true, step: 2}
 == steps that do not lead there -> steps of 2 do not lead from 1 to 8
 epochs: {type: int, low: 1, high: 8, step: 2}
+== step that nearly leads there -> steps of 0.0333333333 do not lead from 0.0 to 0.3
+warmup_ratio: {type: float, low: 0.0, high: 0.3, step: 0.0333333333}
 == negative step -> steps of -2 do not lead from 1 to 9
 epochs: {type: int, low: 1, high: 9, step: -2}
+== step far beyond the range -> steps of 16000000000 do not lead from 1 to 9
+epochs: {type: int, low: 1, high: 9, step: 16000000000}
+== step below what numbers tell apart -> steps of 1e-300 do not lead from 0.0 to 0.3
+warmup_ratio: {type: float, low: 0.0, high: 0.3, step: 1e-300}
+== more steps than can be counted -> do not lead from 1.0 to 1e+300
+learning_rate: {type: float, low: 1.0, high: 1e300, step: 1e-300}
 == whole numbers with a fraction -> parameters.epochs.high: Input should be a valid integer, found 3.5
 epochs:
   type: int
@@ -72,13 +83,30 @@ learning_rate:
   high: 0.1
 == yes for true -> parameters.learning_rate.log: Input should be a valid boolean, found 'yes'
 learning_rate: {type: float, low: 1e-5, high: 0.1, log: yes}
+== truth values as choices -> parameters.epochs.choices.0: expected a number or a word, found True
+epochs: {type: categorical, choices: [true, false]}
+== one choice -> parameters.schedule.choices: at least 2 expected, found 1
+schedule: {type: categorical, choices: [linear]}
+== choices that are no list -> parameters.schedule.choices: expected a list, found 'linear'
+schedule: {type: categorical, choices: linear}
+== empty choice -> parameters.patience.choices.0: expected a number or a word, found None
+patience:
+  type: categorical
+  choices:
+  - null  # here
+  - 3
 == same choice twice -> parameters.schedule: choices must differ from each other
 schedule: {type: categorical, choices: [linear, cosine, linear]}
+== nothing -> parameters.epochs: expected a number or a word, found None
+epochs:
 == fixed word for a number -> epochs cannot be 'int': Input should be a valid integer
 learning_rate: {type: float, low: 1e-5, high: 0.1}
 epochs: int  # here
 == not a number -> parameters.learning_rate.low: Input should be a finite number, found nan
 learning_rate: {type: float, low: .nan, high: 0.1}
+== fixed not a number -> parameters.scale: expected a number or a word, found nan
+epochs: {type: int, low: 1, high: 3}
+scale: .nan  # here
 == when an unknown parent -> can only hang on a categorical or fixed parameter that stands above; 'negatives' is none
 hard_negatives: {type: categorical, choices: ["off", tfidf]}
 hard_negative_skip: {type: int, low: 0, high: 9, when: {negatives: tfidf}}  # here
@@ -98,6 +126,9 @@ hard_negative_skip:
   high: 9
   when:
     hard_negatives: [tfidf, bm25]  # here
+== when no value is named -> when.hard_negatives: at least 1 expected, found 0
+hard_negatives: {type: categorical, choices: ["off", tfidf]}
+hard_negative_skip: {type: int, low: 0, high: 9, when: {hard_negatives: []}}  # here
 == bound that no trial trains with -> warmup_ratio cannot be 1.5: Input should be less than 1
 warmup_ratio:
   type: float
@@ -113,12 +144,28 @@ batch_size:
   type: int
   low: 16
   high: 8192  # here
+== batch beyond the fixed evaluations -> batch_size 512 is above eval_every_examples 100
+batch_size:
+  type: int
+  low: 8
+  high: 512  # here
+eval_every_examples: 100
+== fixed values that exclude each other -> batch_size 512 is above eval_every_examples 100
+epochs: {type: int, low: 1, high: 3}
+batch_size: 512
+eval_every_examples: 100  # here
 == when is a word -> parameters.hard_negative_skip.when
 hard_negative_skip: {type: int, low: 0, high: 9, when: tfidf}
 == fractions of epochs -> epochs cannot be 1.0: Input should be a valid integer
 epochs: {type: float, low: 1.0, high: 3.0}
 == unknown choice -> schedule cannot be 'bogus': Input should be 'linear', 'cosine' or 'constant_with_warmup'
 schedule: {type: categorical, choices: [linear, bogus]}
+== unknown choice in a line of its own -> schedule cannot be 'bogus'
+schedule:
+  type: categorical
+  choices:
+  - linear
+  - bogus  # here
 == parameter twice -> found duplicate key "epochs"
 epochs: {type: int, low: 1, high: 3}
 learning_rate: {type: float, low: 1e-5, high: 0.1}
@@ -157,6 +204,10 @@ parameters: {learning_rate: 0.01, scale: 20.0, weight_decay: 0.0, max_grad_norm:
 preset: quick_wins
 parameters:
   epoch: 3  # here
+== preset whose baseline is none of the choices -> baseline 'v4': patience is 3, not one of ['off', 2]
+preset: quick_wins
+parameters:
+  patience: {type: categorical, choices: ["off", 2]}  # here
 == unknown key of a baseline -> baseline 'mine': no parameter 'epoch' in training or mining
 parameters: {learning_rate: {type: float, low: 1e-5, high: 0.1}}
 baselines:
@@ -182,6 +233,12 @@ parameters: {learning_rate: {type: float, low: 1e-5, high: 0.1}}
 baselines:
   good: {epochs: 1}
   bad: {epochs: 0}  # here
+== baseline that no trial trains with in a line of its own -> epochs cannot be 0
+parameters: {learning_rate: {type: float, low: 1e-5, high: 0.1}}
+baselines:
+  bad:
+    learning_rate: 1e-3
+    epochs: 0  # here
 == baseline twice -> found duplicate key "v4"
 parameters: {learning_rate: {type: float, low: 1e-5, high: 0.1}}
 baselines:
@@ -191,6 +248,10 @@ baselines:
 parameters: {learning_rate: {type: float, low: 1e-5, high: 0.1}}
 baselines:
   found: nowhere/best.yaml  # here
+== best file with a name that cannot be -> cannot be the name of a file
+parameters: {learning_rate: {type: float, low: 1e-5, high: 0.1}}
+baselines:
+  found: "best\\0.yaml"  # here
 == best file that is cut off -> cut.yaml:1: 'loss' is missing
 parameters: {learning_rate: {type: float, low: 1e-5, high: 0.1}}
 baselines:
@@ -199,12 +260,25 @@ baselines:
 parameters: {learning_rate: {type: float, low: 1e-5, high: 0.1}}
 baselines:
   found: best.yaml  # here
+== what the service writes -> unknown key
+parameters: {learning_rate: {type: float, low: 1e-5, high: 0.1}}
+first: {mine: {bogus: 3}}  # here
 """
 
 # After STUDY, with a file own.yaml beside it.
 STUDIES = """
 == preset of no such name -> no preset 'quick_win'; there are quick_wins, data, advanced, full
 space: quick_win
+== file that is not there -> nowhere.yaml; give a preset
+space: nowhere.yaml
+== file with a name that cannot be -> yaml; give a preset
+space: "own\\0.yaml"
+== number -> space: expected a mapping, found 3
+space: 3
+== nothing -> space: expected a mapping, found None
+space:
+== list -> space: expected a mapping
+space: [quick_wins, data]
 == empty -> at least one parameter must be searched
 space: {}
 == space twice -> found duplicate key "space"
@@ -224,6 +298,12 @@ space: data
 == searched by the default and fixed -> it there, space: {preset: quick_wins, parameters: {scale: VALUE}}
 training:
   scale: 10.0  # here
+== several searched and fixed -> training.learning_rate is in the space, too
+training:
+  scale: 10.0
+  patience: 3
+  learning_rate: 0.01  # here
+  epochs: 3
 """
 
 # In a file own.yaml.
@@ -231,6 +311,10 @@ FILES = """
 == wrapped once more -> unknown key 'space'
 space:
   parameters: {epochs: {type: int, low: 1, high: 3}}
+== empty -> the file: expected a mapping, found None
+# here
+== list -> the file: expected a mapping
+- epochs
 == itself as its preset -> no preset 'own.yaml'
 preset: own.yaml
 == tab -> cannot start any token
@@ -307,3 +391,29 @@ def test_the_command_line_says_it_in_one_line_before_a_database_is_started(creat
     assert said.count("\n") == 1
     assert [path.name for path in box.iterdir()] == ["study.yaml"]
     assert not embedded.running(box)
+
+
+def test_the_line_is_that_of_the_trials_where_they_have_one(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY.replace("{trials: 9}", "\n  hours: 1.0\n  trials: 1"))
+    (tmp_path / "i.csv").write_text("number\n1\n")
+    with pytest.raises(InputError, match=f"^{path}:5: 1 trials are too few for the baselines alone"):
+        read_study_file(path)
+
+
+def test_a_baseline_needs_no_value_of_a_choice_that_is_not_there_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    (tmp_path / "i.csv").write_text("number\n1\n")
+    condition = "patience: {type: categorical, choices: [2, 3], when: {schedule: cosine}}"
+    parameters = f"schedule: {{type: categorical, choices: [linear, cosine]}}, {condition}"
+    path.write_text(f"{STUDY}space: {{parameters: {{{parameters}}}, baselines: {{mine: {{schedule: linear}}}}}}\n")
+    assert baselines(read_study_file(path)) == {"mine": {"schedule": "linear"}}
+
+
+def test_values_that_only_go_together_are_accepted_together(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    (tmp_path / "i.csv").write_text("number\n1\n")
+    for batch_size in ("6000", "{type: int, low: 8, high: 6000}"):
+        values = f"batch_size: {batch_size}, eval_every_examples: 10000, epochs: {{type: int, low: 1, high: 3}}"
+        path.write_text(f"{STUDY}space: {{parameters: {{{values}}}}}\n")
+        assert read_study_file(path).training.eval_every_examples == 10_000

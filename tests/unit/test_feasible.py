@@ -53,6 +53,7 @@ def add(
     spearman: float | None,
     state: TrialState = TrialState.COMPLETE,
     attributes: dict[str, Any] | None = None,
+    constraints: dict[str, float] | None = None,
     **parameters: float,
 ) -> None:
     """A trial as a worker records it: every metric as its Spearman, unless `attributes` say otherwise."""
@@ -74,7 +75,7 @@ def add(
             distributions=kinds,
             user_attrs=found | (attributes or {}),
             intermediate_values={200: 0.1, 400: spearman or 0.1},
-            constraints={"f1": -0.1},
+            constraints=constraints or {"f1": -0.1},
         )
     )
 
@@ -129,7 +130,8 @@ def test_where_none_reaches_every_floor_the_highest_spearman_is_the_best(study: 
 
 
 def test_audit_measures_by_the_highest_spearman_where_none_reaches_every_floor(study: optuna.Study) -> None:
-    """The last trial rises when it has been given up."""
+    """The last trial rises when it has been given up; one that was pruned, too, is none that could be the best."""
+    add(study, file_with(), 0.85, TrialState.PRUNED, epochs=5)
     add(study, file_with(), 0.9, attributes={"f1": 0.1, "planned_examples": 400}, epochs=5)
     trials, pruner = study.get_trials(), Pruner(kind="median", startup_trials=1, warmup_examples=1)
     replayed = replay(pruner, trials, 400, floors_of(trials, file_with()))

@@ -37,6 +37,10 @@ PHASES = """
   space: data
 == dash in a name, as between those of plan and phase -> phases.1.name
 - {name: two-two, space: data, budget: {trials: 9}}
+== name of an earlier phase -> two phases have the same name, 'one'
+- space: data
+  name: one  # here
+  budget: {trials: 9}
 == misspelt key -> unknown key 'phases.1.erlier'
 - name: two
   space: data
@@ -59,6 +63,11 @@ PHASES = """
   space: advanced
   budget: {trials: 9}
   top: 10  # here
+== more of the best and baselines than trials -> 4 trials are too few for the 3 best so far and 2 baselines
+- name: two
+  space: {preset: advanced, baselines: {a: {epochs: 1}, b: {epochs: 2}}}
+  budget: {trials: 4}
+  top: 3  # here
 == no trials -> phases.1.budget.trials: Input should be greater than or equal to 1, found 0
 - name: two
   space: data
@@ -68,6 +77,10 @@ PHASES = """
 - name: two
   budget: {trials: 9}
   space: dat  # here
+== space that is not there -> nowhere.yaml; give a preset
+- name: two
+  budget: {trials: 9}
+  space: nowhere.yaml  # here
 == nothing left to search -> phase 'two' has nothing left to search when what was searched before is fixed
 - name: two
   budget: {trials: 9}
@@ -75,6 +88,14 @@ PHASES = """
   earlier: fix
 == lack of what may be the best -> class_balance may be 'off' after 'p-one'; add that to its choices
 - {name: b, space: {parameters: {class_balance: {type: categorical, choices: [sqrt, oversample]}}}, budget: {trials: 9}}
+== lack in a line of its own -> class_balance may be 'off' after 'p-one'; add that to its choices
+- name: two
+  budget: {trials: 9}
+  space:
+    parameters:
+      class_balance:
+        type: categorical
+        choices: [sqrt, oversample]  # here
 == lack of what the study has -> schedule may be 'linear' after 'p-one'; add that to its choices
 - {name: two, space: {parameters: {schedule: {type: categorical, choices: [cosine, constant_with_warmup]}}},
    budget: {trials: 9}}
@@ -93,6 +114,20 @@ study: {incidents: {path: i.csv}}
 == no study -> 'study' is missing
 name: p
 phases: [{name: one, space: data, budget: {trials: 9}}]
+== list for a phase -> phases.0
+name: p
+study: {incidents: {path: i.csv}}
+phases:
+- [quick_wins]  # here
+== phases in a mapping -> phases: expected a list
+name: p
+study: {incidents: {path: i.csv}}
+phases:  # here
+  one: {space: quick_wins, budget: {trials: 9}}
+== no phase at all -> phases: at least 1 expected, found 0
+name: p
+study: {incidents: {path: i.csv}}
+phases: []  # here
 == phases of one name -> two phases have the same name
 name: p
 study: {incidents: {path: i.csv}}
@@ -131,6 +166,18 @@ phases: [{name: one, space: data, budget: {trials: 9}}]
 name: p
 study: {seed: 1}  # here
 phases: [{name: one, space: data, budget: {trials: 9}}]
+== fewer trials than baselines -> 1 trials are too few for the baselines alone
+name: p
+study: {incidents: {path: i.csv}}
+phases:
+- name: one
+  space: quick_wins
+  budget: {trials: 1}  # here
+== names that are too long together -> name
+name: x2345678901234567890123456789012
+study: {incidents: {path: i.csv}}
+phases:
+- {name: y2345678901234567890123456789012, space: data, budget: {trials: 9}}  # here
 """
 
 
@@ -285,3 +332,21 @@ def test_wherever_the_best_is_it_stays_within_what_is_left() -> None:
             left = around(parameter, best)
             assert bounds[0] <= left.low < left.high <= bounds[1]
             assert left.low * 0.999 <= best <= left.high * 1.001
+
+
+@pytest.mark.parametrize(
+    ("parameter", "best"),
+    [
+        (FloatRange(type="float", low=0.12344, high=0.99996), 0.0),
+        (FloatRange(type="float", low=0.12344, high=0.99996), 1.0),
+    ],
+    ids=["rounded down", "rounded up"],
+)
+def test_what_is_left_never_lies_outside_of_the_range(parameter: FloatRange, best: float) -> None:
+    left = around(parameter, best)
+    assert parameter.low <= left.low < left.high <= parameter.high
+
+
+def test_a_later_phase_needs_no_trials_for_recipes_that_it_does_not_run(tmp_path: Path) -> None:
+    plan = read(tmp_path, BEGINNING + "- {name: two, space: advanced, budget: {trials: 1}, top: 1}\n")
+    assert baselines(plan.files[1]) == {}

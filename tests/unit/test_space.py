@@ -166,6 +166,17 @@ def test_points_are_what_can_be_drawn(study: optuna.Study) -> None:
     assert drawn == {json.dumps(values) for values in points(space)}
 
 
+def test_steps_of_decimals_end_at_the_bound_as_what_is_drawn_does(study: optuna.Study) -> None:
+    space: Space = {"warmup_ratio": FloatRange(type="float", low=0.0, high=0.3, step=0.1)}
+    drawn = {json.dumps(suggest(space, study.ask())) for _ in range(60)}
+    assert drawn == {json.dumps(values) for values in points(space)}
+
+
+def test_a_condition_that_an_own_choice_leaves_no_value_for_is_never_met() -> None:
+    space, _ = split({**CHAIN, "top": choice("off", "half")})
+    assert space == {"top": choice("off", "half"), "a": choice(1, 2, 3, when={"top": ("half",)}), "b": CHAIN["b"]}
+
+
 def test_only_a_space_of_choices_whole_numbers_and_steps_is_finite() -> None:
     assert is_finite(CHAIN | {"scale": FloatRange(type="float", low=2.0, high=3.0, step=0.5)})
     assert not is_finite(CHAIN | {"scale": FloatRange(type="float", low=2.0, high=3.0)})
@@ -228,3 +239,17 @@ def test_what_is_drawn_from_a_preset_trains(study: optuna.Study, preset: str, mo
 def test_the_full_preset_has_all_of_the_others_with_the_bounds_of_the_first(model: str) -> None:
     last, second, first = (preset_space(name, model) for name in ("advanced", "data", "quick_wins"))
     assert preset_space("full", model) == last | second | first
+
+
+def test_every_bound_of_a_preset_has_its_reason_above_it_where_it_stands_first() -> None:
+    for kind in ("static", "transformer"):
+        seen = set[str]()
+        for name in PRESETS["full"]:
+            section, has_reason = "", False
+            for line in (FOLDER / f"{name}.yaml").read_text().splitlines():
+                section = section if line.startswith(" ") else line.rstrip(":")
+                parameter = line.split(":")[0].strip()
+                if section in (kind, "both") and line.startswith("  ") and not parameter.startswith("#"):
+                    assert has_reason or parameter in seen, f"{name}.yaml: {parameter} for {kind}"
+                    seen.add(parameter)
+                has_reason = parameter.startswith("#")

@@ -154,3 +154,17 @@ def test_a_study_file_with_a_wrong_space_is_refused_with_its_line(own: Path) -> 
     line = own.read_text().splitlines().index("    warmup_ratio: {type: float, low: 0.0, high: 1.5}") + 1
     with pytest.raises(InputError, match=rf"own\.yaml:{line}: warmup_ratio cannot be 1.5"):
         show(str(own), None)
+
+
+def test_a_space_whose_preset_is_narrowed_is_shown_as_it_is_searched(tmp_path: Path, own: Path) -> None:
+    """hard_negative_skip of the preset hangs on tfidf or model; only one of them is left."""
+    own.write_text(own.read_text().replace("tfidf, jaccard, model]", "tfidf]").replace("[tfidf, model]", "tfidf"))
+    file = read(tmp_path, f"space:\n{indent(show(str(own), None), '  ')}\n", "static:x")
+    assert searched(file)["hard_negative_skip"].when == {"hard_negatives": ("tfidf",)}
+    assert searched(file) == searched(read_study_file(own))
+
+
+def test_what_a_space_fixes_is_shown_with_what_it_searches(tmp_path: Path, own: Path) -> None:
+    own.write_text(own.read_text() + "    epochs: 4\n")
+    file = read(tmp_path, f"space:\n{indent(show(str(own), None), '  ')}\n", "static:x")
+    assert file.training.epochs == 4
