@@ -141,7 +141,7 @@ def mark(plan: Plan, number: int, study: optuna.Study) -> None:
 def _fingerprint(plan: Plan, number: int) -> str:
     """Of what decides how the phase begins, but for what came before."""
     phase = plan.phases[number]
-    return f"{fingerprint(plan.files[number])} {phase.earlier} {phase.top}"
+    return f"{number} {fingerprint(plan.files[number])} {phase.earlier} {phase.top}"
 
 
 def found_before(plan: Plan, number: int, storage: PostgresStorage) -> list[Found]:

@@ -49,6 +49,8 @@ def create_study(url: URL, storage: PostgresStorage, file: StudyFile, dataset: b
         if file.name in optuna.get_all_study_names(storage):
             study = optuna.load_study(study_name=file.name, storage=storage)
             file = _as_stored(study, file)
+            if _is_blank(study):
+                _check_warm_start(storage, file)
         else:
             file = _pinned(file)
             _check_warm_start(storage, file)
@@ -215,8 +217,8 @@ def _warm_start(storage: PostgresStorage, study: optuna.Study, file: StudyFile, 
                 storage.create_new_trial(study._study_id, trial)  # add_trial refuses what lies outside the bounds
         return
     complete = [trial for trial in ended if trial.state == TrialState.COMPLETE]
-    works = [trial for trial in complete if max(trial.constraints.values(), default=0) <= 0]
-    for trial in sorted(works, key=lambda trial: -(trial.value or 0.0))[:FIRST]:
+    complete.sort(key=lambda trial: (max(trial.constraints.values(), default=0) > 0, -(trial.value or 0.0)))
+    for trial in complete[:FIRST]:
         if (proposed := f"{name}#{trial.number}, of the best so far") not in there:
             _enqueue(study, file, parameters_of(trial), {PROPOSED_BY: proposed})
 
