@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+# Tests that measure no time, so that they may run beside others.
+CALM := $(addprefix tests/postgres/test_,plan_runs.py warm_start.py search_commands.py)
 
 .PHONY: help setup demo test lint bench chaos gpu-check
 help:
@@ -24,8 +26,8 @@ examples/incidents.csv: | setup
 	$(BIN)/hpo demo-data -o $@
 
 test: setup
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not chaos' tests/unit tests/training tests/realdata tests/browser
-	$(BIN)/python -m pytest -q -m 'not chaos' tests/postgres tests/chaos  # these measure time: nothing beside them
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not chaos' tests/unit tests/training tests/realdata tests/browser $(CALM)
+	$(BIN)/python -m pytest -q -m 'not chaos' tests/postgres tests/chaos $(addprefix --ignore=,$(CALM))  # these measure time: nothing beside them
 
 lint: setup
 	$(BIN)/ruff check .

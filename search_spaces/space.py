@@ -94,7 +94,7 @@ class SpaceWithBaselines(BaseModel):
     model_config = STRICT
     preset: str | None = None  # whose parameters and baselines these are added to
     parameters: dict[str, Parameter] = {}
-    baselines: dict[Annotated[str, Field(pattern=r"^\w[\w.-]{0,31}$")], Values | str] = {}
+    baselines: dict[Annotated[str, Field(pattern=r"^\w[\w.-]{0,99}$")], Values | str] = {}
     first: dict[str, Values] = {}  # tried next, and treated like any other
 
 
