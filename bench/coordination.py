@@ -16,20 +16,17 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.synchronize import Barrier
-from multiprocessing.synchronize import Semaphore
+from multiprocessing.synchronize import Barrier, Semaphore
 from pathlib import Path
 from statistics import median
 
 import optuna
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import URL
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 
 from bench.proxy import FaultProxy
 from storage import embedded

@@ -21,16 +21,14 @@ from scipy.stats import t
 
 from hpo.config import trial_config
 from hpo.study_file import read_study_file
-from objectives.config import Mining
-from objectives.config import Training
+from objectives.config import Mining, Training
 from objectives.data import load_data
 from objectives.evaluation import score
 from objectives.finetune import rank_validation
 from objectives.grades import may_be_alike
 from objectives.incidents import IntArray
 from objectives.mining import mine
-from objectives.models import encode
-from objectives.models import load_encoder
+from objectives.models import encode, load_encoder
 from objectives.nearness import BoolArray
 from objectives.training import fit
 

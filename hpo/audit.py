@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from collections.abc import Sequence
-from dataclasses import asdict
-from dataclasses import dataclass
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import compress
 from typing import get_args
 
 import optuna
-from optuna.trial import FrozenTrial
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from rich import box
 from rich.table import Table
 
-from hpo.config import Pruner
-from hpo.config import PrunerKind
-from hpo.config import StudyFile
+from hpo.config import Pruner, PrunerKind, StudyFile
 from hpo.display import make_console
 from hpo.errors import InputError
-from hpo.feasible import Floors
-from hpo.feasible import floors_of
-from hpo.feasible import reaches
-from hpo.pruning import Curve
-from hpo.pruning import curve_of
-from hpo.pruning import decide
-from hpo.pruning import is_peer
-from hpo.pruning import longest_plan
-from hpo.pruning import margin_of
-from hpo.pruning import untrained_of
+from hpo.feasible import Floors, floors_of, reaches
+from hpo.pruning import Curve, curve_of, decide, is_peer, longest_plan, margin_of, untrained_of
 from hpo.study import is_baseline
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.artifacts import Boto3ArtifactStore
-from optuna.artifacts import GCSArtifactStore
+from optuna.artifacts import Boto3ArtifactStore, GCSArtifactStore
 from optuna.artifacts._protocol import ArtifactStore
 
 from hpo.errors import SetupError

@@ -6,16 +6,12 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from hpo.config import StudyFile
-from hpo.config import trial_config
+from hpo.config import StudyFile, trial_config
 from hpo.data_page import write_data_page
 from hpo.datasets import cache_folder
-from hpo.study_file import read_study_file
-from hpo.study_file import whole_incidents
+from hpo.study_file import read_study_file, whole_incidents
 from objectives.config import PresetName
-from objectives.statistics import FEW
-from objectives.statistics import Statistics
-from objectives.statistics import statistics
+from objectives.statistics import FEW, Statistics, statistics
 
 LARGEST = 12  # categories that are shown
 LONGEST_NAME = 50

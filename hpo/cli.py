@@ -9,9 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hpo.subcommands import StudyName
-from hpo.subcommands import db
-from hpo.subcommands import space
+from hpo.subcommands import StudyName, db, space
 from hpo.subcommands import study as study_group
 
 app = typer.Typer(
@@ -124,8 +122,7 @@ def costs(study: StudyName) -> None:
 
     Example: hpo costs demo
     """
-    from hpo.costs import cost_table
-    from hpo.costs import frontier
+    from hpo.costs import cost_table, frontier
     from hpo.display import make_console
     from hpo.run import open_by_name
 
@@ -243,8 +240,7 @@ def demo_data(
     Example: hpo demo-data -o incidents.csv --incidents 1000
     """
     from hpo.errors import InputError
-    from objectives.demo_incidents import DEFAULT_INCIDENTS
-    from objectives.demo_incidents import write_demo_incidents
+    from objectives.demo_incidents import DEFAULT_INCIDENTS, write_demo_incidents
 
     size = incidents or DEFAULT_INCIDENTS
     try:
@@ -270,8 +266,7 @@ def _explained(error: Exception) -> tuple[str, int]:
     import psycopg2
 
     from hpo.errors import Interrupted
-    from storage.engine import LOST
-    from storage.engine import StorageError
+    from storage.engine import LOST, StorageError
 
     if isinstance(error, psycopg2.Error):
         return f"PostgreSQL refuses: {str(error).partition(chr(10))[0]}", StorageError.exit_code

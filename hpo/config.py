@@ -6,33 +6,13 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated
-from typing import Any
-from typing import Literal
-from typing import TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel
-from pydantic import Discriminator
-from pydantic import Field
-from pydantic import Tag
-from pydantic import field_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, field_validator
 
-from objectives.config import STRICT
-from objectives.config import Incidents
-from objectives.config import Labels
-from objectives.config import Mining
-from objectives.config import Pairs
-from objectives.config import Positive
-from objectives.config import Splits
-from objectives.config import Training
-from objectives.config import TrialConfig
-from objectives.evaluation import METRICS
-from objectives.evaluation import MetricName
-from search_spaces.space import Range
-from search_spaces.space import Space
-from search_spaces.space import SpaceWithBaselines
-from search_spaces.space import Value
-from search_spaces.space import Values
+from objectives.config import STRICT, Incidents, Labels, Mining, Pairs, Positive, Splits, Training, TrialConfig
+from objectives.evaluation import METRICS, MetricName
+from search_spaces.space import Range, Space, SpaceWithBaselines, Value, Values
 
 # They decide no result of a trial.
 MAY_CHANGE = ("budget", "targets", "checkpoints", "deadlines", "limits", "lease_s", "patience_s")

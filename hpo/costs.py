@@ -10,10 +10,7 @@ from rich.table import Table
 
 from hpo.config import Constraints
 from hpo.errors import InputError
-from hpo.feasible import COSTS
-from hpo.feasible import MORE_IS_BETTER
-from hpo.feasible import complete
-from hpo.feasible import sign
+from hpo.feasible import COSTS, MORE_IS_BETTER, complete, sign
 
 
 def frontier(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

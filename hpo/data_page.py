@@ -10,8 +10,7 @@ from textwrap import wrap
 from typing import Any
 
 from hpo.files import write_text
-from objectives.statistics import FEW
-from objectives.statistics import Statistics
+from objectives.statistics import FEW, Statistics
 
 LARGEST = 30  # categories that have a bar of their own
 WIDEST = 24  # characters of a label beside a bar

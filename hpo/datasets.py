@@ -8,12 +8,9 @@ from pathlib import Path
 
 from hpo.connect import storage_url
 from hpo.errors import SetupError
-from objectives.cache import keep
-from objectives.cache import lookup
+from objectives.cache import keep, lookup
 from objectives.config import Incidents
-from objectives.incidents import cache_key
-from objectives.incidents import check_sha256
-from objectives.incidents import kept_incidents
+from objectives.incidents import cache_key, check_sha256, kept_incidents
 from storage import datasets
 from storage.embedded import default_home
 from storage.native import PostgresStorage

@@ -6,15 +6,12 @@ import sys
 
 from optuna.trial import TrialState
 from rich import box
-from rich.console import Console
-from rich.console import Group
-from rich.console import RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hpo.status import Comparison
-from hpo.status import Snapshot
+from hpo.status import Comparison, Snapshot
 from hpo.study import BASELINE
 
 PIPED_WIDTH = 80

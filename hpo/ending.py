@@ -7,27 +7,16 @@ from datetime import datetime
 from itertools import islice
 
 import optuna
-from optuna.trial import FrozenTrial
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from hpo.config import StudyFile
-from hpo.config import searched
+from hpo.config import StudyFile, searched
 from hpo.errors import InputError
-from hpo.feasible import floors_of
-from hpo.feasible import reaches
+from hpo.feasible import floors_of, reaches
 from hpo.pause import pause_reason
 from hpo.pause import resume as forgive
 from hpo.pruning import margin_of
-from hpo.study import CONFIG
-from hpo.study import EXTRA
-from hpo.study import is_copied
-from hpo.study import manage
-from hpo.study import ours
-from hpo.study import raised
-from search_spaces.space import Space
-from search_spaces.space import is_finite
-from search_spaces.space import label
-from search_spaces.space import points
+from hpo.study import CONFIG, EXTRA, is_copied, manage, ours, raised
+from search_spaces.space import Space, is_finite, label, points
 from storage import terms
 from storage.native import PostgresStorage
 

@@ -6,22 +6,16 @@ import math
 from collections.abc import Iterator
 
 import optuna
-from optuna.trial import FrozenTrial
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 
-from hpo.config import StudyFile
-from hpo.config import searched
+from hpo.config import StudyFile, searched
 from hpo.errors import InputError
-from hpo.proposals import FIXED
-from hpo.proposals import SAMPLER_SEED
-from hpo.pruning import PLANNED
-from hpo.pruning import WHY_PRUNED
-from hpo.study import COPIED
-from hpo.study import OVERRIDES
-from hpo.study import PROPOSED_BY
+from hpo.proposals import FIXED, SAMPLER_SEED
+from hpo.pruning import PLANNED, WHY_PRUNED
+from hpo.study import COPIED, OVERRIDES, PROPOSED_BY
 from objectives.evaluation import METRICS
 
 BAR = 30  # characters

@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-from typing import Literal
+from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial
-from pydantic import BaseModel
-from pydantic import Field
-from pydantic import ValidationError
-from pydantic import model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from hpo.config import StudyFile
-from hpo.config import fingerprint
-from hpo.config import trial_config
+from hpo.config import StudyFile, fingerprint, trial_config
 from hpo.errors import InputError
-from hpo.feasible import COSTS
-from hpo.feasible import best_trials
-from hpo.feasible import complete
+from hpo.feasible import COSTS, best_trials, complete
 from hpo.files import write_text
-from hpo.study import BASELINE
-from hpo.study import VERSIONS
-from hpo.study import parameters_of
-from hpo.yamlfile import read_yaml
-from hpo.yamlfile import write_yaml
-from objectives.config import STRICT
-from objectives.config import Incidents
-from objectives.config import Job
-from objectives.config import Labels
-from objectives.config import Memory
-from objectives.config import Mining
-from objectives.config import Pairs
-from objectives.config import Splits
-from objectives.config import Training
-from objectives.config import TrialConfig
+from hpo.study import BASELINE, VERSIONS, parameters_of
+from hpo.yamlfile import read_yaml, write_yaml
+from objectives.config import STRICT, Incidents, Job, Labels, Memory, Mining, Pairs, Splits, Training, TrialConfig
 from objectives.evaluation import METRICS
 
 SCHEMA_VERSION: Literal[1] = 1

@@ -6,16 +6,13 @@ and lost 0.07 of PR AUC. A model that is worse than a hand-set one in what peopl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optuna.trial import FrozenTrial
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo.config import StudyFile
-from hpo.study import is_baseline
-from hpo.study import is_copied
+from hpo.study import is_baseline, is_copied
 from objectives.evaluation import METRICS
 
 COSTS = ("model_mib", "texts_per_s", "train_s")

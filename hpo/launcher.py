@@ -12,9 +12,7 @@ from pathlib import Path
 
 from sqlalchemy import URL
 
-from hpo.errors import HpoError
-from hpo.errors import Interrupted
-from hpo.errors import SetupError
+from hpo.errors import HpoError, Interrupted, SetupError
 
 REFRESH_S = 0.5
 STOP_TIMEOUT_S = 15.0

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from objectives.config import STATIC
-from objectives.config import Memory
-from objectives.config import TrialConfig
+from objectives.config import STATIC, Memory, TrialConfig
 
 SMALLEST_MICRO_BATCH = 4
 CGROUPS = Path("/sys/fs/cgroup")

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import optuna
-from optuna.trial import FrozenTrial
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import InputError
 

@@ -11,23 +11,14 @@ from rich.table import Table
 
 from hpo.config import StudyFile
 from hpo.connect import storage_url
-from hpo.display import behind
-from hpo.display import make_console
-from hpo.display import verdicts
+from hpo.display import behind, make_console, verdicts
 from hpo.errors import HpoError
 from hpo.export import export
 from hpo.files import make_folder
 from hpo.launcher import default_workers
-from hpo.plan import Plan
-from hpo.plan import mark
-from hpo.plan import phase_file
-from hpo.plan import read_plan
-from hpo.run import LOOK_PATIENCE_S
-from hpo.run import create
-from hpo.run import work_in_view
-from hpo.status import Comparison
-from hpo.status import compare
-from hpo.status import take_snapshot
+from hpo.plan import Plan, mark, phase_file, read_plan
+from hpo.run import LOOK_PATIENCE_S, create, work_in_view
+from hpo.status import Comparison, compare, take_snapshot
 from objectives.evaluation import METRICS
 from storage.native import PostgresStorage
 

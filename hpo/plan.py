@@ -5,51 +5,33 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-from typing import Any
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial
-from pydantic import BaseModel
-from pydantic import Field
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
-from hpo.config import MAY_CHANGE
-from hpo.config import Budget
-from hpo.config import SpaceField
-from hpo.config import StudyFile
-from hpo.config import fingerprint
-from hpo.config import searched
-from hpo.config import trial_config
-from hpo.config import with_values
-from hpo.errors import HpoError
-from hpo.errors import InputError
-from hpo.feasible import Floors
-from hpo.feasible import best_trials
-from hpo.feasible import floors_of
-from hpo.feasible import reaches
-from hpo.spaces import SECTIONS
-from hpo.spaces import unlike
-from hpo.study import open_study
-from hpo.study import parameters_of
-from hpo.study_file import check_budget
-from hpo.study_file import completed
-from hpo.yamlfile import Place
-from hpo.yamlfile import read_yaml
-from hpo.yamlfile import validated
+from hpo.config import MAY_CHANGE, Budget, SpaceField, StudyFile, fingerprint, searched, trial_config, with_values
+from hpo.errors import HpoError, InputError
+from hpo.feasible import Floors, best_trials, floors_of, reaches
+from hpo.spaces import SECTIONS, unlike
+from hpo.study import open_study, parameters_of
+from hpo.study_file import check_budget, completed
+from hpo.yamlfile import Place, read_yaml, validated
 from objectives.config import STRICT
-from search_spaces.space import Choice
-from search_spaces.space import FloatRange
-from search_spaces.space import IntRange
-from search_spaces.space import Range
-from search_spaces.space import Space
-from search_spaces.space import SpaceWithBaselines
-from search_spaces.space import Value
-from search_spaces.space import Values
-from search_spaces.space import is_there
-from search_spaces.space import label
-from search_spaces.space import split
+from search_spaces.space import (
+    Choice,
+    FloatRange,
+    IntRange,
+    Range,
+    Space,
+    SpaceWithBaselines,
+    Value,
+    Values,
+    is_there,
+    label,
+    split,
+)
 from storage.native import PostgresStorage
 
 PHASE = "hpo:phase"  # a study's system attribute: the fingerprint of its phase, before it had a best to start from

@@ -9,16 +9,11 @@ from itertools import islice
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from hpo.config import StudyFile
-from hpo.config import searched
+from hpo.config import StudyFile, searched
 from hpo.study import PROPOSED_BY
-from search_spaces.space import is_finite
-from search_spaces.space import label
-from search_spaces.space import points
-from search_spaces.space import suggest
+from search_spaces.space import is_finite, label, points, suggest
 from storage.native import PostgresStorage
 
 MOST_POINTS = 100_000  # of a finite space

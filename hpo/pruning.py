@@ -17,27 +17,18 @@ import math
 from binascii import crc32
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
-from itertools import takewhile
-from typing import Any
-from typing import Literal
-from typing import cast
+from itertools import count, takewhile
+from typing import Any, Literal, cast
 
 import numpy as np
 import optuna
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from hpo.config import Pruner
-from hpo.config import StudyFile
-from hpo.config import searched
-from hpo.feasible import Floors
-from hpo.feasible import floors_of
-from hpo.feasible import reaches
+from hpo.config import Pruner, StudyFile, searched
+from hpo.feasible import Floors, floors_of, reaches
 from hpo.study import is_baseline
-from search_spaces.space import Choice
-from search_spaces.space import IntRange
+from search_spaces.space import Choice, IntRange
 
 PLANNED, WHY_PRUNED = "planned_examples", "why_pruned"  # a trial's user attributes
 

@@ -6,8 +6,7 @@ import json
 import shutil
 import sys
 import time
-from contextlib import nullcontext
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import optuna
@@ -16,33 +15,18 @@ from rich.console import Console
 from rich.live import Live
 from sqlalchemy import URL
 
-from hpo.config import StudyFile
-from hpo.config import trial_config
+from hpo.config import StudyFile, trial_config
 from hpo.connect import storage_url
-from hpo.datasets import cache_folder
-from hpo.datasets import to_store
-from hpo.display import comparison_table
-from hpo.display import live_view
-from hpo.display import make_console
-from hpo.display import out_of_reach
-from hpo.display import running_lines
-from hpo.display import status_line
-from hpo.display import verdicts
+from hpo.datasets import cache_folder, to_store
+from hpo.display import comparison_table, live_view, make_console, out_of_reach, running_lines, status_line, verdicts
 from hpo.errors import HpoError
 from hpo.export import export
 from hpo.files import make_folder
-from hpo.launcher import default_workers
-from hpo.launcher import run_workers
-from hpo.status import Snapshot
-from hpo.status import compare
-from hpo.status import take_snapshot
-from hpo.study import create_study
-from hpo.study import open_study
+from hpo.launcher import default_workers, run_workers
+from hpo.status import Snapshot, compare, take_snapshot
+from hpo.study import create_study, open_study
 from hpo.study_file import read_study_file
-from objectives.data import Data
-from objectives.data import load_data
-from objectives.data import needs_model
-from objectives.data import train_pairs
+from objectives.data import Data, load_data, needs_model, train_pairs
 from objectives.evaluation import ceilings
 from storage.connection import Unavailable
 from storage.native import PostgresStorage

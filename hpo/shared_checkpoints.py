@@ -12,16 +12,14 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
 from optuna.artifacts.exceptions import ArtifactNotFound
 
-from hpo.bucket import Bucket
-from hpo.bucket import in_a_line
+from hpo.bucket import Bucket, in_a_line
 from hpo.errors import SetupError
 from storage.embedded import default_home
 

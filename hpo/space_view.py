@@ -12,21 +12,10 @@ from ruamel.yaml import YAML
 
 from hpo.config import StudyFile
 from hpo.errors import InputError
-from hpo.spaces import FOLDER
-from hpo.spaces import PRESETS
-from hpo.spaces import preset_parameters
-from hpo.spaces import read_space
-from hpo.yamlfile import Place
-from hpo.yamlfile import read_yaml
-from hpo.yamlfile import write_yaml
+from hpo.spaces import FOLDER, PRESETS, preset_parameters, read_space
+from hpo.yamlfile import Place, read_yaml, write_yaml
 from objectives.config import STATIC
-from search_spaces.space import Range
-from search_spaces.space import Space
-from search_spaces.space import SpaceWithBaselines
-from search_spaces.space import is_finite
-from search_spaces.space import points
-from search_spaces.space import split
-from search_spaces.space import suggest
+from search_spaces.space import Range, Space, SpaceWithBaselines, is_finite, points, split, suggest
 
 DEFAULT_MODEL = StudyFile.model_fields["model"].default
 MOST_POINTS = 1_000_000  # that are counted

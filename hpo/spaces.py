@@ -6,32 +6,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 import search_spaces
-from hpo.config import StudyFile
-from hpo.config import with_values
+from hpo.config import StudyFile, with_values
 from hpo.errors import InputError
 from hpo.export import read_best_file
-from hpo.yamlfile import Place
-from hpo.yamlfile import read_yaml
-from objectives.config import STATIC
-from objectives.config import Mining
-from objectives.config import Training
-from search_spaces.space import Choice
-from search_spaces.space import Parameter
-from search_spaces.space import Preset
-from search_spaces.space import Range
-from search_spaces.space import Recipes
-from search_spaces.space import Space
-from search_spaces.space import SpaceWithBaselines
-from search_spaces.space import Value
-from search_spaces.space import Values
-from search_spaces.space import edges
-from search_spaces.space import is_there
-from search_spaces.space import problems
-from search_spaces.space import split
+from hpo.yamlfile import Place, read_yaml
+from objectives.config import STATIC, Mining, Training
+from search_spaces.space import (
+    Choice,
+    Parameter,
+    Preset,
+    Range,
+    Recipes,
+    Space,
+    SpaceWithBaselines,
+    Value,
+    Values,
+    edges,
+    is_there,
+    problems,
+    split,
+)
 
 FOLDER = Path(search_spaces.__path__[0])
 # By phase; the last is all of them at once, with the bounds of the first that has a parameter.

@@ -5,16 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import optuna
-from optuna.trial import FrozenTrial
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from hpo.config import StudyFile
 from hpo.feasible import best_trials
 from hpo.pause import pause_reason
-from hpo.study import BASELINE
-from hpo.study import is_baseline
-from hpo.study import is_copied
-from hpo.study import ours
+from hpo.study import BASELINE, is_baseline, is_copied, ours
 from objectives.evaluation import METRICS
 from storage import terms
 

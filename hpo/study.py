@@ -8,24 +8,15 @@ from importlib.metadata import version
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 from sqlalchemy import URL
 
-from hpo.config import Budget
-from hpo.config import StudyFile
-from hpo.config import baselines
-from hpo.config import identity
-from hpo.config import searched
-from hpo.errors import InputError
-from hpo.errors import SetupError
+from hpo.config import Budget, StudyFile, baselines, identity, searched
+from hpo.errors import InputError, SetupError
 from objectives.model_files import pin
-from search_spaces.space import SpaceWithBaselines
-from search_spaces.space import Values
-from search_spaces.space import is_there
-from storage import datasets
-from storage import terms
+from search_spaces.space import SpaceWithBaselines, Values, is_there
+from storage import datasets, terms
 from storage.native import PostgresStorage
 from storage.schema import creation_lock
 

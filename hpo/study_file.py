@@ -6,18 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hpo.config import StudyFile
-from hpo.config import baselines
+from hpo.config import StudyFile, baselines
 from hpo.errors import InputError
 from hpo.spaces import read_space
-from hpo.yamlfile import Place
-from hpo.yamlfile import read_yaml
-from objectives.config import STATIC
-from objectives.config import Incidents
+from hpo.yamlfile import Place, read_yaml
+from objectives.config import STATIC, Incidents
 from objectives.incidents import file_sha256
 from objectives.presets import preset_columns
-from objectives.reading import DataError
-from objectives.reading import at_hand
+from objectives.reading import DataError, at_hand
 
 
 def is_plan(path: Path) -> bool:

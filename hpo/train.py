@@ -10,19 +10,14 @@ from pathlib import Path
 import numpy as np
 import optuna
 
-from hpo.config import StudyFile
-from hpo.config import trial_config
-from hpo.datasets import cache_folder
+from hpo.config import StudyFile, trial_config
+from hpo.datasets import cache_folder, for_training
 from hpo.datasets import fetch as fetch_incidents
-from hpo.datasets import for_training
-from hpo.errors import HpoError
-from hpo.errors import InputError
+from hpo.errors import HpoError, InputError
 from hpo.export import read_best_file
 from hpo.files import write_text
 from hpo.study import ours
-from objectives.data import load_data
-from objectives.data import needs_model
-from objectives.data import train_pairs
+from objectives.data import load_data, needs_model, train_pairs
 from objectives.evaluation import METRICS
 from objectives.grades import grade
 from objectives.model_files import fetch
@@ -45,8 +40,7 @@ def train_from_file(path: Path, out: Path) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
     from objectives.finetune import finetune
-    from objectives.progress import Progress
-    from objectives.progress import Verdict
+    from objectives.progress import Progress, Verdict
     from objectives.trainer import is_out_of_memory
 
     def report(progress: Progress) -> Verdict:

@@ -15,12 +15,10 @@ from typing import Any
 
 import psutil
 
-from hpo.config import Deadlines
-from hpo.config import Limits
+from hpo.config import Deadlines, Limits
 from hpo.errors import SetupError
 from hpo.memory import oom_kills
-from objectives.config import ALIVE_S
-from objectives.config import Job
+from objectives.config import ALIVE_S, Job
 
 # All that a trainer needs of its environment. No database URL, no secrets: training runs third-party code.
 PASSED_ON = (

@@ -17,39 +17,26 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 from sqlalchemy import URL
 
-from hpo.config import StudyFile
-from hpo.config import trial_config
-from hpo.datasets import cache_folder
+from hpo.config import StudyFile, trial_config
+from hpo.datasets import cache_folder, is_here
 from hpo.datasets import fetch as fetch_incidents
-from hpo.datasets import is_here
 from hpo.ending import end_if_due
-from hpo.errors import HpoError
-from hpo.errors import InputError
-from hpo.errors import Interrupted
-from hpo.errors import SetupError
-from hpo.feasible import excesses
-from hpo.feasible import floors_of
+from hpo.errors import HpoError, InputError, Interrupted, SetupError
+from hpo.feasible import excesses, floors_of
 from hpo.memory import ladder
 from hpo.pause import pause_reason
 from hpo.proposals import propose
-from hpo.pruning import PLANNED
-from hpo.pruning import WHY_PRUNED
-from hpo.pruning import decide_of
+from hpo.pruning import PLANNED, WHY_PRUNED, decide_of
 from hpo.shared_checkpoints import SharedCheckpoints
-from hpo.study import is_baseline
-from hpo.study import open_study
-from hpo.study import parameters_of
-from hpo.study import refuse_other_versions
-from hpo.trainer_process import TrainerDied
-from hpo.trainer_process import TrainerProcess
+from hpo.study import is_baseline, open_study, parameters_of, refuse_other_versions
+from hpo.trainer_process import TrainerDied, TrainerProcess
 from objectives.config import Job
 from objectives.model_files import fetch
 from objectives.reading import DataError
 from storage import terms
 from storage.connection import Unavailable
 from storage.keeper import Keeper
-from storage.leases import Claim
-from storage.leases import LeaseLost
+from storage.leases import Claim, LeaseLost
 from storage.native import PostgresStorage
 
 logger = logging.getLogger(__name__)

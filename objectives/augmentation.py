@@ -6,8 +6,7 @@ import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-from typing import Literal
+from typing import Any, Literal
 
 from ruamel.yaml import YAML
 
@@ -50,8 +49,10 @@ def _augmenters(kind: Kind) -> tuple[re.Pattern[str], list[Any]]:
     """What is a word to them, and nlpaug's augmenters, one of which alters a text."""
     if kind == "wordnet":
         return _words(), [_wordnet()]
-    from nlpaug.augmenter import char  # here, as it loads torch and transformers
-    from nlpaug.augmenter import word
+    from nlpaug.augmenter import (
+        char,  # here, as it loads torch and transformers
+        word,
+    )
 
     if kind == "typos":
         slips = [char.RandomCharAug(action, **TYPOS) for action in ("swap", "delete")]

@@ -7,13 +7,9 @@ unknown keys refused. Imports no torch: the command line and the worker use it t
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel
-from pydantic import ConfigDict
-from pydantic import Field
-from pydantic import model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 STATIC = "static:"  # before a model's name: its token vectors alone

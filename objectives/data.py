@@ -10,25 +10,12 @@ import numpy as np
 
 from objectives import mining
 from objectives.cache import cached
-from objectives.config import Incidents
-from objectives.config import Labels
-from objectives.config import Mining
-from objectives.config import Pairs
-from objectives.config import Splits
-from objectives.config import TrialConfig
-from objectives.grades import Ladder
-from objectives.grades import make_ladder
-from objectives.grades import without_small_classes
-from objectives.incidents import IncidentTable
-from objectives.incidents import IntArray
-from objectives.incidents import cache_key
-from objectives.incidents import load_incidents
+from objectives.config import Incidents, Labels, Mining, Pairs, Splits, TrialConfig
+from objectives.grades import Ladder, make_ladder, without_small_classes
+from objectives.incidents import IncidentTable, IntArray, cache_key, load_incidents
 from objectives.mining import TrainPairs
-from objectives.nearness import NO_MODEL
-from objectives.nearness import Encode
-from objectives.pairs import GradedPairs
-from objectives.pairs import held_out_pairs
-from objectives.pairs import split_incidents
+from objectives.nearness import NO_MODEL, Encode
+from objectives.pairs import GradedPairs, held_out_pairs, split_incidents
 from objectives.reading import DataError
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from functools import lru_cache
-from functools import wraps
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from sentence_transformers import SentenceTransformer

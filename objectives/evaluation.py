@@ -7,8 +7,7 @@ and a bootstrap replicate (weights from resampling) are the same arithmetic.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray

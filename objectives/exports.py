@@ -8,8 +8,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from objectives.cleaning import clean
-from objectives.cleaning import make_masker
-from objectives.config import Columns
-from objectives.config import Incidents
-from objectives.reading import BATCH_ROWS
-from objectives.reading import DataError
-from objectives.reading import at_hand
-from objectives.reading import in_words
-from objectives.reading import read_rows
+from objectives.cleaning import clean, make_masker
+from objectives.config import Columns, Incidents
+from objectives.reading import BATCH_ROWS, DataError, at_hand, in_words, read_rows
 
 CLASSES = ("category", "subcategory", "configuration_item", "assignment_group")
 LINKS = ("duplicate_of", "parent")

@@ -4,44 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from objectives.config import AT_ONCE
-from objectives.config import STATIC
-from objectives.config import Memory
-from objectives.config import TrialConfig
-from objectives.data import Data
-from objectives.data import load_data
-from objectives.data import train_pairs
-from objectives.device import device_name
-from objectives.device import is_deterministic
-from objectives.device import resolved
-from objectives.evaluation import FloatArray
-from objectives.evaluation import MetricName
-from objectives.evaluation import Ranking
-from objectives.evaluation import bootstrap_intervals
-from objectives.evaluation import ceilings
-from objectives.evaluation import rank_pairs
-from objectives.evaluation import score
+from objectives.config import AT_ONCE, STATIC, Memory, TrialConfig
+from objectives.data import Data, load_data, train_pairs
+from objectives.device import device_name, is_deterministic, resolved
+from objectives.evaluation import FloatArray, MetricName, Ranking, bootstrap_intervals, ceilings, rank_pairs, score
 from objectives.grades import may_be_alike
 from objectives.incidents import IntArray
 from objectives.model_files import fetch
-from objectives.models import Encoder
-from objectives.models import encode
-from objectives.models import load_encoder
+from objectives.models import Encoder, encode, load_encoder
 from objectives.nearness import BoolArray
 from objectives.pairs import GradedPairs
-from objectives.progress import UNINTERRUPTED
-from objectives.progress import Interruptions
-from objectives.progress import Report
-from objectives.progress import Scores
-from objectives.progress import StopReason
+from objectives.progress import UNINTERRUPTED, Interruptions, Report, Scores, StopReason
 from objectives.training import fit
 
 UNTRAINED: dict[str, Scores] = {}  # of the last study in this process

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from objectives.config import Columns
-from objectives.config import Labels
+from objectives.config import Columns, Labels
 from objectives.evaluation import FloatArray
-from objectives.incidents import UNKNOWN
-from objectives.incidents import IncidentTable
-from objectives.incidents import IntArray
+from objectives.incidents import UNKNOWN, IncidentTable, IntArray
 
 MERGED = "(small categories)"
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from objectives.cache import cached
-from objectives.config import Columns
-from objectives.config import Incidents
-from objectives.exports import LINKS
-from objectives.exports import Export
-from objectives.exports import read_export
-from objectives.near_duplicates import near_duplicate_links
-from objectives.near_duplicates import normalise
-from objectives.reading import DataError
-from objectives.reading import at_hand
+from objectives.config import Columns, Incidents
+from objectives.exports import LINKS, Export, read_export
+from objectives.near_duplicates import near_duplicate_links, normalise
+from objectives.reading import DataError, at_hand
 
 IntArray = NDArray[np.int64]
 UNKNOWN = -1

@@ -11,21 +11,10 @@ import numpy as np
 
 from objectives.augmentation import augment
 from objectives.config import Mining
-from objectives.grades import Ladder
-from objectives.grades import grade
-from objectives.grades import may_be_alike
-from objectives.incidents import UNKNOWN
-from objectives.incidents import IncidentTable
-from objectives.incidents import IntArray
-from objectives.nearness import Encode
-from objectives.nearness import make_vectors
-from objectives.nearness import nearest
-from objectives.nearness import similarity
-from objectives.pairs import OVERSAMPLING
-from objectives.pairs import POOL
-from objectives.pairs import distinct
-from objectives.pairs import share_out
-from objectives.pairs import tied_pairs
+from objectives.grades import Ladder, grade, may_be_alike
+from objectives.incidents import UNKNOWN, IncidentTable, IntArray
+from objectives.nearness import Encode, make_vectors, nearest, similarity
+from objectives.pairs import OVERSAMPLING, POOL, distinct, share_out, tied_pairs
 from objectives.reading import DataError
 
 MINER = 2  # to be raised when this module draws otherwise: what boxes have kept is then mined anew

@@ -12,8 +12,7 @@ import logging
 import re
 from contextlib import suppress
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from objectives.config import STATIC
@@ -87,9 +86,7 @@ def _digest(folder: Path) -> str:
 def _resolved(name: str, revision: str | None) -> str:
     """REPOSITORY@COMMIT. A name without an owner is one of sentence-transformers', or one of the hub's oldest."""
     from huggingface_hub import resolve_revision
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.errors import RepositoryNotFoundError
-    from huggingface_hub.errors import RevisionResolutionError
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionResolutionError
 
     if not HUB_NAME.fullmatch(name):
         raise ModelError(f"model {name!r}: no such folder, and no name that a hub could have")

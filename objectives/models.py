@@ -8,8 +8,7 @@ name; remote code never runs, weights are safetensors only.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -25,8 +24,7 @@ from tokenizers import Tokenizer
 from objectives.config import STATIC
 from objectives.device import device
 from objectives.incidents import IntArray
-from objectives.model_files import ModelError
-from objectives.model_files import fetch
+from objectives.model_files import ModelError, fetch
 
 ENCODE_BATCH = 256
 Features = dict[str, torch.Tensor]

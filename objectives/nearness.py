@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.feature_extraction.text import HashingVectorizer
-from sklearn.feature_extraction.text import TfidfTransformer
+from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
 from objectives.cleaning import CJK
 from objectives.evaluation import FloatArray
-from objectives.incidents import UNKNOWN
-from objectives.incidents import IntArray
+from objectives.incidents import UNKNOWN, IntArray
 
 Kind = Literal["tfidf", "jaccard", "model"]
 Encode = Callable[[IntArray], NDArray[np.float32]]  # numbers of texts -> unit vectors, shape (texts, dimensions)

@@ -7,16 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MultipleNegativesRankingLoss,
+)
 from sentence_transformers.util import cos_sim
 from transformers import get_scheduler
 
-from objectives.config import Memory
-from objectives.config import Training
-from objectives.device import device
-from objectives.device import resolved
-from objectives.device import train_in_bfloat16
+from objectives.config import Memory, Training
+from objectives.device import device, resolved, train_in_bfloat16
 from objectives.incidents import IntArray
 from objectives.models import Encoder
 from objectives.nearness import Barred

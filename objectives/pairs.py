@@ -7,19 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from objectives.config import Pairs
-from objectives.config import Splits
+from objectives.config import Pairs, Splits
 from objectives.evaluation import FloatArray
-from objectives.grades import Ladder
-from objectives.grades import classes
-from objectives.grades import grade
-from objectives.grades import may_be_alike
-from objectives.incidents import UNKNOWN
-from objectives.incidents import IncidentTable
-from objectives.incidents import IntArray
-from objectives.nearness import NO_MODEL
-from objectives.nearness import make_vectors
-from objectives.nearness import nearest
+from objectives.grades import Ladder, classes, grade, may_be_alike
+from objectives.incidents import UNKNOWN, IncidentTable, IntArray
+from objectives.nearness import NO_MODEL, make_vectors, nearest
 from objectives.reading import DataError
 
 OVERSAMPLING = 4  # draws per wanted pair: repeats and wrong grades are thrown away

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from objectives.config import Columns
-from objectives.config import PresetName
-from objectives.reading import DataError
-from objectives.reading import in_words
-from objectives.reading import read_rows
+from objectives.config import Columns, PresetName
+from objectives.reading import DataError, in_words, read_rows
 
 Names = tuple[str, ...]  # of one column, as exports name it; the first that is there counts (of text, persons: all)
 REQUIRED = ("id", "text", "category")

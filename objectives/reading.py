@@ -17,9 +17,7 @@ from contextlib import closing
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
-from typing import IO
-from typing import Any
-from typing import cast
+from typing import IO, Any, cast
 
 MAX_FIELD_CHARACTERS = 1 << 20
 DELIMITERS = (",", ";", "\t", "|")

@@ -9,12 +9,9 @@ from typing import Any
 import torch
 
 from objectives import checkpoints
-from objectives.checkpoints import Checkpoint
-from objectives.checkpoints import Tensors
+from objectives.checkpoints import Checkpoint, Tensors
 from objectives.optimization import Optimization
-from objectives.progress import Fit
-from objectives.progress import Interruptions
-from objectives.progress import Progress
+from objectives.progress import Fit, Interruptions, Progress
 
 
 class Keeper:

@@ -9,16 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from objectives.config import TrialConfig
-from objectives.data import load_data
-from objectives.data import needs_model
-from objectives.data import train_pairs
-from objectives.evaluation import FloatArray
-from objectives.evaluation import MetricName
-from objectives.evaluation import ceilings
-from objectives.evaluation import noise_ceilings
-from objectives.incidents import UNKNOWN
-from objectives.incidents import IncidentTable
-from objectives.incidents import IntArray
+from objectives.data import load_data, needs_model, train_pairs
+from objectives.evaluation import FloatArray, MetricName, ceilings, noise_ceilings
+from objectives.incidents import UNKNOWN, IncidentTable, IntArray
 
 QUANTILES = (5, 25, 50, 75, 95)  # percent
 FEW = 8  # incidents of a class that is too small to learn

@@ -28,16 +28,12 @@ from typing import Any
 import torch
 
 from objectives.checkpoints import CheckpointError
-from objectives.config import ALIVE_S
-from objectives.config import Job
+from objectives.config import ALIVE_S, Job
 from objectives.device import DeviceError
 from objectives.evaluation import Collapsed
 from objectives.finetune import finetune
 from objectives.model_files import ModelError
-from objectives.progress import Diverged
-from objectives.progress import Interrupted
-from objectives.progress import Interruptions
-from objectives.progress import Progress
+from objectives.progress import Diverged, Interrupted, Interruptions, Progress
 from objectives.reading import DataError
 
 INFEASIBLE = (Collapsed, Diverged)

@@ -9,30 +9,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import numpy as np
 import torch
 
-from objectives.config import AT_ONCE
-from objectives.config import Memory
-from objectives.config import Training
+from objectives.config import AT_ONCE, Memory, Training
 from objectives.incidents import IntArray
 from objectives.models import Encoder
 from objectives.nearness import Barred
 from objectives.optimization import Optimization
-from objectives.progress import UNINTERRUPTED
-from objectives.progress import Fit
-from objectives.progress import Interrupted
-from objectives.progress import Interruptions
-from objectives.progress import Progress
-from objectives.progress import Report
-from objectives.progress import Scores
-from objectives.progress import Verdict
-from objectives.resuming import Keeper
-from objectives.resuming import resume
+from objectives.progress import UNINTERRUPTED, Fit, Interrupted, Interruptions, Progress, Report, Scores, Verdict
+from objectives.resuming import Keeper, resume
 
 
 def fit(

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Container
-from dataclasses import dataclass
-from dataclasses import field
+from dataclasses import dataclass, field
 
 from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from storage.connection import Row
-from storage.trials import UNLEASED
-from storage.trials import to_trial
-from storage.trials import version_of
+from storage.trials import UNLEASED, to_trial, version_of
 
 FRESH_S = 0.5  # a worker's own write brought the changes; reads that follow it (prune, suggest) need no others
 Known = tuple[int, int, list[int], list[int]]

@@ -11,8 +11,7 @@ import random
 import select
 import threading
 import time
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg2
@@ -21,8 +20,7 @@ from sqlalchemy import URL
 from sqlalchemy.dialects.postgresql.psycopg2 import dialect
 from sqlalchemy.exc import ArgumentError
 
-from storage.engine import StorageError
-from storage.engine import label
+from storage.engine import StorageError, label
 
 CALL_TIMEOUT_S = 10.0
 SHORTEST_S = 1.0  # of a call by somebody without patience

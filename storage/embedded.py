@@ -18,8 +18,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from contextlib import closing
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

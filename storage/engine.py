@@ -7,13 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import optuna
-from sqlalchemy import URL
-from sqlalchemy import Engine
-from sqlalchemy import create_engine
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import URL, Engine, create_engine, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 DRIVER = "postgresql+psycopg2"
 CONNECT_TIMEOUT_S = 10

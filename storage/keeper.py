@@ -9,8 +9,7 @@ from collections.abc import Callable
 import psycopg2
 from sqlalchemy import URL
 
-from storage.connection import Connection
-from storage.connection import Unavailable
+from storage.connection import Connection, Unavailable
 from storage.engine import StorageError
 from storage.leases import Claim
 from storage.native import PostgresStorage

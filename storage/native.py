@@ -13,41 +13,24 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Callable
-from collections.abc import Container
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from optuna._typing import JSONSerializable
-from optuna.distributions import BaseDistribution
-from optuna.distributions import check_distribution_compatibility
+from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
-from optuna.trial import FrozenTrial
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL
 
-from storage import statements
-from storage import studies
-from storage import terms
-from storage.cache import FRESH_S
-from storage.cache import StudyCache
-from storage.connection import Connection
-from storage.connection import Row
-from storage.connection import Unavailable
-from storage.engine import parse_url
-from storage.engine import without_password
-from storage.leases import Claim
-from storage.leases import Lease
-from storage.leases import LeaseLost
-from storage.leases import refuse
+from storage import statements, studies, terms
+from storage.cache import FRESH_S, StudyCache
+from storage.connection import Connection, Row, Unavailable
+from storage.engine import parse_url, without_password
+from storage.leases import Claim, Lease, LeaseLost, refuse
 from storage.schema import ensure_schema
-from storage.trials import Contents
-from storage.trials import beginning_of
-from storage.trials import checked_name
-from storage.trials import checked_step
-from storage.trials import to_trial
+from storage.trials import Contents, beginning_of, checked_name, checked_step, to_trial
 
 logger = logging.getLogger(__name__)
 

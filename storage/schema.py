@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version as release
 from importlib.resources import files
 
 import psycopg2.errors
-from sqlalchemy import URL
+from sqlalchemy import URL, text
 from sqlalchemy import Connection as Transaction
-from sqlalchemy import text
 
-from storage.connection import Connection
-from storage.connection import Unavailable
-from storage.engine import StorageError
-from storage.engine import explained
-from storage.engine import label
-from storage.engine import open_engine
-from storage.engine import open_rdb_storage
+from storage.connection import Connection, Unavailable
+from storage.engine import StorageError, explained, label, open_engine, open_rdb_storage
 
 FILES = ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql")  # each leads to the next version
 VERSION = len(FILES)

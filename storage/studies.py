@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable
-from collections.abc import Sequence
-from typing import Any
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import psycopg2.errors
 from optuna.exceptions import DuplicatedStudyError
@@ -15,8 +13,7 @@ from optuna.storages._base import DEFAULT_STUDY_NAME_PREFIX
 from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
 
-from storage.connection import Connection
-from storage.connection import Row
+from storage.connection import Connection, Row
 
 Kind = Literal["user", "system"]
 Ask = Callable[..., list[Row]]  # Connection.persist with its patience

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import psycopg2
 import pytest
-from sqlalchemy import URL
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("HPO_STORAGE", None)

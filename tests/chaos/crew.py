@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from dataclasses import dataclass
-from dataclasses import field
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,7 @@ from hpo.config import StudyFile
 from hpo.study import create_study
 from storage.connection import Connection
 from storage.native import PostgresStorage
-from tests.chaos.stub import STEPS
-from tests.chaos.stub import Orders
-from tests.chaos.stub import work
+from tests.chaos.stub import STEPS, Orders, work
 
 PROCESSES = multiprocessing.get_context("forkserver")  # loads the libraries once
 PROCESSES.set_forkserver_preload(["tests.chaos.stub", "alembic.command", "optuna.samplers._tpe.sampler"])

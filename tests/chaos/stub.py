@@ -21,10 +21,7 @@ from hpo.errors import HpoError
 from hpo.study import installed_versions
 from hpo.trainer_process import TrainerDied
 from storage import statements
-from storage.connection import Connection
-from storage.connection import Row
-from storage.connection import Unavailable
-from storage.connection import Values
+from storage.connection import Connection, Row, Unavailable, Values
 from storage.engine import parse_url
 
 STEPS = 3

@@ -13,13 +13,10 @@ import pytest
 from optuna.trial import FrozenTrial
 from sqlalchemy import URL
 
-from storage.engine import open_rdb_storage
-from storage.engine import parse_url
+from storage.engine import open_rdb_storage, parse_url
 from storage.native import PostgresStorage
 from storage.schema import VERSION
-from tests.chaos.crew import PROCESSES
-from tests.chaos.crew import make_crew
-from tests.chaos.crew import query
+from tests.chaos.crew import PROCESSES, make_crew, query
 
 NUMBERS = count()
 TRIALS_EACH = 15

@@ -17,10 +17,7 @@ from optuna.trial import TrialState
 from sqlalchemy import URL
 
 from storage.connection import Connection
-from tests.chaos.crew import Crew
-from tests.chaos.crew import check_record
-from tests.chaos.crew import make_crew
-from tests.chaos.crew import query
+from tests.chaos.crew import Crew, check_record, make_crew, query
 
 REPOSITORY = Path(__file__).parents[2]
 CALLS = ("claim", "flush", "tell", "keep", "read")

@@ -11,17 +11,13 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
-from sqlalchemy import URL
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 
 from bench.proxy import FaultProxy
 from storage import embedded
 from storage.connection import CALL_TIMEOUT_S
-from storage.native import REPORT_PATIENCE_S
-from storage.native import PostgresStorage
-from tests.chaos.crew import Crew
-from tests.chaos.crew import check_record
-from tests.chaos.crew import make_crew
+from storage.native import REPORT_PATIENCE_S, PostgresStorage
+from tests.chaos.crew import Crew, check_record, make_crew
 
 RESUMED_WITHIN_S = 10.0
 STOPPED_WITHIN_S = 15.0

@@ -13,16 +13,13 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy import URL
 
-from hpo.ending import extend
-from hpo.ending import pause
-from hpo.ending import resume
+from hpo.ending import extend, pause, resume
 from hpo.errors import InputError
 from hpo.study import open_study
 from search_spaces.space import label
 from storage import terms
 from storage.native import PostgresStorage
-from tests.chaos.crew import Crew
-from tests.chaos.crew import make_crew
+from tests.chaos.crew import Crew, make_crew
 
 TIMEOUT_S = 60.0
 RATES = {"type": "categorical", "choices": [0.001, 0.002, 0.004, 0.008, 0.016, 0.032]}

@@ -12,10 +12,7 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy import URL
 
-from tests.chaos.crew import Crew
-from tests.chaos.crew import check_record
-from tests.chaos.crew import make_crew
-from tests.chaos.crew import query
+from tests.chaos.crew import Crew, check_record, make_crew, query
 
 DAY_S = 86_400.0
 ZONES = ("Asia/Tokyo", "America/Los_Angeles", "Europe/Berlin", "Pacific/Kiritimati", "America/St_Johns", "UTC")

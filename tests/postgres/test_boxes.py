@@ -6,8 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
@@ -20,9 +19,7 @@ from sqlalchemy import URL
 from hpo.study import open_study
 from objectives.model_files import fetch
 from storage.native import PostgresStorage
-from tests.hub import REPOSITORY
-from tests.hub import Hub
-from tests.hub import serve
+from tests.hub import REPOSITORY, Hub, serve
 
 COMMIT = "1" * 40
 Start = Callable[..., subprocess.Popen[str]]

@@ -14,8 +14,7 @@ import requests
 from gcp_storage_emulator.server import create_server
 from moto.server import ThreadedMotoServer
 
-from hpo.bucket import INDEX
-from hpo.bucket import Bucket
+from hpo.bucket import INDEX, Bucket
 from hpo.errors import SetupError
 from hpo.shared_checkpoints import SharedCheckpoints
 

@@ -13,8 +13,7 @@ import psycopg2.errors
 import pytest
 from sqlalchemy import URL
 
-from storage.connection import Connection
-from storage.connection import Unavailable
+from storage.connection import Connection, Unavailable
 from storage.engine import StorageError
 from storage.native import PostgresStorage
 

@@ -26,8 +26,7 @@ from sqlalchemy import URL
 
 from objectives.cache import DIGEST_BYTES
 from storage.native import PostgresStorage
-from tests.postgres.test_worker import read_until
-from tests.postgres.test_worker import trainer_of
+from tests.postgres.test_worker import read_until, trainer_of
 
 Process = subprocess.Popen[str]
 Query = Callable[..., list[tuple[Any, ...]]]

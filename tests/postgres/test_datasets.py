@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import optuna
@@ -15,18 +13,13 @@ import pytest
 from psycopg2.errors import ForeignKeyViolation
 from sqlalchemy import URL
 
-from storage import datasets
-from storage import schema
-from storage import terms
-from storage.connection import Row
-from storage.connection import Unavailable
+from storage import datasets, schema, terms
+from storage.connection import Row, Unavailable
 from storage.datasets import CHUNK_BYTES
 from storage.engine import StorageError
 from storage.native import PostgresStorage
 from storage.terms import Terms
-from tests.postgres.scene import IS_BLOCKED
-from tests.postgres.scene import Scene
-from tests.postgres.scene import ask
+from tests.postgres.scene import IS_BLOCKED, Scene, ask
 
 CHUNKS = "SELECT count(*) FROM incident_hpo.dataset_chunks WHERE sha256 = %s"
 WHOLE = "SELECT count(*) FROM incident_hpo.datasets WHERE sha256 = %s"

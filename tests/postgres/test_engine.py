@@ -9,13 +9,10 @@ from pathlib import Path
 import optuna
 import psycopg2.errors
 import pytest
-from sqlalchemy import URL
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 
 from storage import schema
-from storage.engine import StorageError
-from storage.engine import open_rdb_storage
-from storage.engine import parse_url
+from storage.engine import StorageError, open_rdb_storage, parse_url
 from storage.native import PostgresStorage
 
 Query = Callable[..., list[tuple[object, ...]]]

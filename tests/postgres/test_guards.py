@@ -7,10 +7,8 @@ stands in an open transaction while the other is watched until it waits for it, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from collections.abc import Iterator
-from concurrent.futures import Future
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,18 +16,14 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from optuna.trial import TrialState
-from optuna.trial import create_trial
-from psycopg2.errors import DeadlockDetected
-from psycopg2.errors import LockNotAvailable
-from psycopg2.errors import UniqueViolation
+from optuna.trial import TrialState, create_trial
+from psycopg2.errors import DeadlockDetected, LockNotAvailable, UniqueViolation
 from sqlalchemy import URL
 
 from storage.engine import open_rdb_storage
 from storage.leases import LeaseLost
 from storage.schema import FILES
-from tests.postgres.scene import Scene
-from tests.postgres.scene import ask
+from tests.postgres.scene import Scene, ask
 
 SCHEMA = "".join(files("storage").joinpath(name).read_text() for name in FILES)
 BATCH = 10  # rows that PL/pgSQL fetches, and thereby locks, at the first turn of a loop

@@ -12,13 +12,11 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import FrozenTrial
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL
 
 import hpo.worker
-from hpo.config import StudyFile
-from hpo.config import trial_config
+from hpo.config import StudyFile, trial_config
 from hpo.memory import ladder
 from hpo.study import create_study
 from hpo.trainer_process import OnReport

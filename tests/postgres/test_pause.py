@@ -12,11 +12,9 @@ from optuna.trial import TrialState
 from sqlalchemy import URL
 
 from hpo.errors import InputError
-from hpo.pause import pause_reason
-from hpo.pause import resume
+from hpo.pause import pause_reason, resume
 from storage.native import PostgresStorage
-from tests.chaos.crew import Crew
-from tests.chaos.crew import make_crew
+from tests.chaos.crew import Crew, make_crew
 
 TRIALS = 9
 

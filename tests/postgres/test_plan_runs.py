@@ -17,29 +17,16 @@ import psutil
 import psycopg2
 import pytest
 import yaml
-from optuna.trial import FrozenTrial
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL
 
-from hpo.config import StudyFile
-from hpo.config import searched
+from hpo.config import StudyFile, searched
 from hpo.errors import HpoError
-from hpo.plan import Plan
-from hpo.plan import around
-from hpo.plan import mark
-from hpo.plan import phase_file
-from hpo.plan import read_plan
+from hpo.plan import Plan, around, mark, phase_file, read_plan
 from hpo.proposals import SAMPLER_SEED
-from hpo.study import BASELINE
-from hpo.study import OVERRIDES
-from hpo.study import PROPOSED_BY
-from hpo.study import create_study
-from hpo.study import open_study
-from hpo.study import parameters_of
+from hpo.study import BASELINE, OVERRIDES, PROPOSED_BY, create_study, open_study, parameters_of
 from objectives.evaluation import METRICS
-from search_spaces.space import FloatRange
-from search_spaces.space import SpaceWithBaselines
-from search_spaces.space import label
+from search_spaces.space import FloatRange, SpaceWithBaselines, label
 from storage.native import PostgresStorage
 from tests.postgres.test_search_commands import hpo_here
 from tests.postgres.test_study import FAULT

@@ -7,28 +7,20 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
 import pytest
-from optuna.trial import FrozenTrial
-from optuna.trial import TrialState
-from optuna.trial import create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import URL
 
 from hpo.cli import main
-from hpo.config import searched
-from hpo.config import trial_config
+from hpo.config import searched, trial_config
 from hpo.export import read_best_file
-from hpo.proposals import FIXED
-from hpo.proposals import SAMPLER_SEED
-from hpo.study import OVERRIDES
-from hpo.study import create_study
-from hpo.study import open_study
-from hpo.study import parameters_of
+from hpo.proposals import FIXED, SAMPLER_SEED
+from hpo.study import OVERRIDES, create_study, open_study, parameters_of
 from hpo.study_file import read_study_file
 from objectives.evaluation import METRICS
 from storage import terms

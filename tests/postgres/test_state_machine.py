@@ -9,37 +9,31 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import count
-from itertools import zip_longest
+from itertools import count, zip_longest
 from typing import Any
 
 import optuna
 import pytest
-from hypothesis import HealthCheck
-from hypothesis import Phase
-from hypothesis import settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle
-from hypothesis.stateful import RuleBasedStateMachine
-from hypothesis.stateful import consumes
-from hypothesis.stateful import initialize
-from hypothesis.stateful import invariant
-from hypothesis.stateful import multiple
-from hypothesis.stateful import precondition
-from hypothesis.stateful import rule
-from hypothesis.stateful import run_state_machine_as_test
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 from sqlalchemy import URL
 
 from storage.leases import LeaseLost
 from storage.native import PostgresStorage
-from tests.postgres.foretold import KEEP_TIME
-from tests.postgres.foretold import LEASE_S
-from tests.postgres.foretold import LOOK
-from tests.postgres.foretold import Row
-from tests.postgres.foretold import Run
-from tests.postgres.foretold import Server
+from tests.postgres.foretold import KEEP_TIME, LEASE_S, LOOK, Row, Run, Server
 
 NUMBERS = count()
 STEPS_OF_EXAMPLE = 50

@@ -17,16 +17,9 @@ from sqlalchemy import URL
 
 from hpo import config
 from hpo.config import StudyFile
-from hpo.errors import InputError
-from hpo.errors import SetupError
+from hpo.errors import InputError, SetupError
 from hpo.proposals import make_sampler
-from hpo.study import BASELINE
-from hpo.study import CONFIG
-from hpo.study import VERSIONS
-from hpo.study import create_study
-from hpo.study import installed_versions
-from hpo.study import open_study
-from hpo.study import refuse_other_versions
+from hpo.study import BASELINE, CONFIG, VERSIONS, create_study, installed_versions, open_study, refuse_other_versions
 from hpo.study_file import read_study_file
 from storage import terms
 from storage.native import PostgresStorage

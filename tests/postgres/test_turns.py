@@ -5,8 +5,7 @@ from __future__ import annotations
 import optuna
 import pytest
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import TrialState
-from optuna.trial import create_trial
+from optuna.trial import TrialState, create_trial
 from sqlalchemy import URL
 
 from storage.engine import open_rdb_storage

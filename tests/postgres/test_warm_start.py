@@ -10,22 +10,16 @@ from pathlib import Path
 import optuna
 import psycopg2
 import pytest
-from optuna.trial import FrozenTrial
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL
 
 from hpo.config import StudyFile
 from hpo.errors import InputError
-from hpo.export import export
-from hpo.export import read_best_file
+from hpo.export import export, read_best_file
 from hpo.plan import read_plan
 from hpo.proposals import FIXED
 from hpo.status import take_snapshot
-from hpo.study import BASELINE
-from hpo.study import COPIED
-from hpo.study import PROPOSED_BY
-from hpo.study import create_study
-from hpo.study import open_study
+from hpo.study import BASELINE, COPIED, PROPOSED_BY, create_study, open_study
 from hpo.study_file import read_study_file
 from storage import terms
 from storage.native import PostgresStorage

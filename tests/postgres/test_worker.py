@@ -14,8 +14,7 @@ from pathlib import Path
 import optuna
 import psutil
 import pytest
-from optuna.trial import FrozenTrial
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL
 
 from hpo.study import create_study

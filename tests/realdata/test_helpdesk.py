@@ -8,19 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpo.config import StudyFile
-from hpo.config import trial_config
+from hpo.config import StudyFile, trial_config
 from hpo.study_file import read_study_file
-from objectives.config import Mining
-from objectives.config import Pairs
-from objectives.config import TrialConfig
-from objectives.data import load_data
-from objectives.data import train_pairs
+from objectives.config import Mining, Pairs, TrialConfig
+from objectives.data import load_data, train_pairs
 from objectives.finetune import finetune
-from objectives.pairs import PAIRS_PER_INCIDENT
-from objectives.pairs import split_incidents
-from objectives.progress import Progress
-from objectives.progress import Verdict
+from objectives.pairs import PAIRS_PER_INCIDENT, split_incidents
+from objectives.progress import Progress, Verdict
 
 FOLDER = Path(__file__).parent
 pytestmark = pytest.mark.realdata

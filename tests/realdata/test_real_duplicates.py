@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.training.test_near_duplicates import clusters
-from tests.training.test_near_duplicates import read_texts
-from tests.training.test_near_duplicates import share_in_clusters
-from tests.training.test_near_duplicates import share_of_exact_duplicates_found
-from tests.training.test_near_duplicates import share_of_plants_found
+from tests.training.test_near_duplicates import (
+    clusters,
+    read_texts,
+    share_in_clusters,
+    share_of_exact_duplicates_found,
+    share_of_plants_found,
+)
 
 
 @pytest.mark.realdata

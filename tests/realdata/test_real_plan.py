@@ -10,19 +10,9 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy import URL
 
-from hpo.config import StudyFile
-from hpo.config import baselines
-from hpo.config import searched
-from hpo.config import trial_config
-from hpo.plan import Plan
-from hpo.plan import mark
-from hpo.plan import phase_file
-from hpo.plan import read_plan
-from hpo.study import BASELINE
-from hpo.study import PROPOSED_BY
-from hpo.study import create_study
-from hpo.study import open_study
-from hpo.study import parameters_of
+from hpo.config import StudyFile, baselines, searched, trial_config
+from hpo.plan import Plan, mark, phase_file, read_plan
+from hpo.study import BASELINE, PROPOSED_BY, create_study, open_study, parameters_of
 from objectives.evaluation import METRICS
 from search_spaces.space import suggest
 from storage.native import PostgresStorage

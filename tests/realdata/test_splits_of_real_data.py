@@ -6,20 +6,15 @@ import csv
 import gzip
 import random
 from collections import defaultdict
-from collections.abc import Hashable
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from objectives.config import Columns
-from objectives.config import Incidents
-from objectives.config import Splits
-from objectives.incidents import IncidentTable
-from objectives.incidents import IntArray
-from objectives.incidents import read_incidents
+from objectives.config import Columns, Incidents, Splits
+from objectives.incidents import IncidentTable, IntArray, read_incidents
 from objectives.near_duplicates import normalise
 from objectives.pairs import split_incidents
 from tests.training.test_near_duplicates import edited

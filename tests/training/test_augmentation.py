@@ -17,9 +17,7 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
-from objectives.augmentation import SYNONYMS
-from objectives.augmentation import Kind
-from objectives.augmentation import augment
+from objectives.augmentation import SYNONYMS, Kind, augment
 from objectives.reading import DataError
 
 TICKET = """Hello service desk,

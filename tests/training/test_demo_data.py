@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from objectives.config import Columns
-from objectives.config import Incidents
-from objectives.config import Mining
-from objectives.config import Training
-from objectives.config import TrialConfig
+from objectives.config import Columns, Incidents, Mining, Training, TrialConfig
 from objectives.demo_incidents import write_demo_incidents
 from objectives.finetune import finetune
 

@@ -9,8 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,8 @@ from safetensors import SafetensorError
 
 from hpo.trainer_process import TrainerProcess
 from objectives import checkpoints
-from objectives.checkpoints import Checkpoint
-from objectives.checkpoints import CheckpointError
-from objectives.config import Job
-from objectives.config import TrialConfig
+from objectives.checkpoints import Checkpoint, CheckpointError
+from objectives.config import Job, TrialConfig
 
 REPOSITORY = Path(__file__).parents[2]
 FULL = OSError(errno.ENOSPC, "No space left on device")

@@ -14,13 +14,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from hpo.config import Budget
-from hpo.config import StudyFile
+from hpo.config import Budget, StudyFile
 from hpo.feasible import best_trials
 from hpo.trainer_process import TrainerProcess
-from objectives.config import Incidents
-from objectives.config import Job
-from objectives.config import TrialConfig
+from objectives.config import Incidents, Job, TrialConfig
 from objectives.evaluation import METRICS
 
 STEPS = 26  # of a whole trial: two epochs of 400 pairs in batches of 32

@@ -6,15 +6,11 @@ import pytest
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
-from objectives.config import Training
-from objectives.config import TrialConfig
+from objectives.config import Training, TrialConfig
 from objectives.data import load_data
 from objectives.evaluation import METRICS
-from objectives.finetune import Finetuned
-from objectives.finetune import finetune
-from objectives.progress import Progress
-from objectives.progress import Report
-from objectives.progress import Verdict
+from objectives.finetune import Finetuned, finetune
+from objectives.progress import Progress, Report, Verdict
 
 Trial = tuple[Finetuned, list[Progress]]
 

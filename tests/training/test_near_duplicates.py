@@ -14,13 +14,10 @@ import pytest
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from objectives.config import Columns
-from objectives.config import Incidents
+from objectives.config import Columns, Incidents
 from objectives.demo_incidents import write_demo_incidents
-from objectives.incidents import IntArray
-from objectives.incidents import read_incidents
-from objectives.near_duplicates import near_duplicate_links
-from objectives.near_duplicates import normalise
+from objectives.incidents import IntArray, read_incidents
+from objectives.near_duplicates import near_duplicate_links, normalise
 
 TICKET = "Outlook on laptop 4711 keeps asking for the password after the update of last Tuesday, please call back"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

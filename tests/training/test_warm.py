@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from collections.abc import Iterator
-from dataclasses import dataclass
-from dataclasses import field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 import pytest
 
 from hpo.trainer_process import TrainerProcess
-from objectives.config import Job
-from objectives.config import Pairs
-from objectives.config import TrialConfig
+from objectives.config import Job, Pairs, TrialConfig
 from objectives.demo_incidents import write_demo_incidents
 
 logger = logging.getLogger(__name__)

@@ -13,11 +13,8 @@ import openpyxl
 import pytest
 
 from hpo.study_file import whole_incidents
-from objectives.config import Incidents
-from objectives.config import Pairs
-from objectives.config import TrialConfig
-from objectives.data import load_data
-from objectives.data import train_pairs
+from objectives.config import Incidents, Pairs, TrialConfig
+from objectives.data import load_data, train_pairs
 from objectives.reading import DataError
 
 HEADER = "number,short_description,description,category,subcategory\n"

@@ -9,8 +9,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from subprocess import PIPE
-from subprocess import Popen
+from subprocess import PIPE, Popen
 from textwrap import indent
 from typing import Any
 

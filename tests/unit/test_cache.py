@@ -9,10 +9,7 @@ from pathlib import Path
 import pytest
 
 from objectives import cache
-from objectives.cache import cached
-from objectives.cache import keep
-from objectives.cache import lookup
-from objectives.cache import place
+from objectives.cache import cached, keep, lookup, place
 
 
 @pytest.fixture

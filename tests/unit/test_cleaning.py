@@ -6,14 +6,10 @@ import time
 from collections import Counter
 
 import pytest
-from hypothesis import given
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from objectives.cleaning import KINDS
-from objectives.cleaning import WORDS
-from objectives.cleaning import clean
-from objectives.cleaning import make_masker
+from objectives.cleaning import KINDS, WORDS, clean, make_masker
 
 PEOPLE = ["Jane Quillfeather", "Tostmann, Björn", "Mark Green", "Seán O'Rafferty", "Dr. Ana-Lucía Núñez", "王小明"]
 PEOPLE += ["System Administrator", "Grace Park", "", "Service Desk", "Li Wu", "Anna van der Post"]

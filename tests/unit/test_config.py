@@ -7,24 +7,15 @@ from typing import Any
 
 import pytest
 
-from hpo.config import MAY_CHANGE
-from hpo.config import StudyFile
-from hpo.config import baselines
-from hpo.config import fingerprint
-from hpo.config import searched
-from hpo.config import trial_config
+from hpo.config import MAY_CHANGE, StudyFile, baselines, fingerprint, searched, trial_config
 from hpo.errors import InputError
-from hpo.spaces import FOLDER
-from hpo.spaces import recipes
+from hpo.spaces import FOLDER, recipes
 from hpo.study_file import read_study_file
 from hpo.yamlfile import read_yaml
-from objectives.config import Mining
-from objectives.config import Training
+from objectives.config import Mining, Training
 from objectives.incidents import file_sha256
 from objectives.reading import DataError
-from search_spaces.space import FloatRange
-from search_spaces.space import IntRange
-from search_spaces.space import Preset
+from search_spaces.space import FloatRange, IntRange, Preset
 
 SMALL = "name: small\nincidents: {path: data/incidents.csv}\nbudget: {trials: 9}\n"
 RATE = "space:\n  parameters:\n    learning_rate: {type: float, low: 1e-5, high: 0.1, log: true}\n"

@@ -6,20 +6,21 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from datetime import datetime
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from objectives.demo_incidents import COLUMNS
-from objectives.demo_incidents import DEFAULT_INCIDENTS
-from objectives.demo_incidents import REPEATED_WITHIN
-from objectives.demo_incidents import VOCABULARY
-from objectives.demo_incidents import Row
-from objectives.demo_incidents import ServiceDesk
-from objectives.demo_incidents import demo_incidents
-from objectives.demo_incidents import write_demo_incidents
+from objectives.demo_incidents import (
+    COLUMNS,
+    DEFAULT_INCIDENTS,
+    REPEATED_WITHIN,
+    VOCABULARY,
+    Row,
+    ServiceDesk,
+    demo_incidents,
+    write_demo_incidents,
+)
 
 
 @pytest.fixture(scope="module")

@@ -3,18 +3,11 @@
 from datetime import datetime
 
 import pytest
-from optuna.trial import FrozenTrial
-from optuna.trial import TrialState
-from optuna.trial import create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import RenderableType
 
-from hpo.display import comparison_table
-from hpo.display import live_view
-from hpo.display import make_console
-from hpo.display import status_line
-from hpo.display import verdicts
-from hpo.status import Comparison
-from hpo.status import Snapshot
+from hpo.display import comparison_table, live_view, make_console, status_line, verdicts
+from hpo.status import Comparison, Snapshot
 from objectives.evaluation import METRICS
 
 LONG = "v4-with-hand-set-" + "x" * 47  # as long as a name may be

@@ -2,26 +2,24 @@
 
 import numpy as np
 import pytest
-from hypothesis import assume
-from hypothesis import given
-from hypothesis import settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy.stats import rankdata
-from scipy.stats import spearmanr
-from sklearn.metrics import average_precision_score
-from sklearn.metrics import roc_auc_score
+from scipy.stats import rankdata, spearmanr
+from sklearn.metrics import average_precision_score, roc_auc_score
 
-from objectives.evaluation import METRICS
-from objectives.evaluation import Collapsed
-from objectives.evaluation import FloatArray
-from objectives.evaluation import IntArray
-from objectives.evaluation import Ranking
-from objectives.evaluation import bootstrap_intervals
-from objectives.evaluation import ceilings
-from objectives.evaluation import noise_ceilings
-from objectives.evaluation import rank_pairs
-from objectives.evaluation import score
-from objectives.evaluation import spearman_ceiling
+from objectives.evaluation import (
+    METRICS,
+    Collapsed,
+    FloatArray,
+    IntArray,
+    Ranking,
+    bootstrap_intervals,
+    ceilings,
+    noise_ceilings,
+    rank_pairs,
+    score,
+    spearman_ceiling,
+)
 
 GRADES = (0.0, 0.25, 0.5, 1.0)
 POSITIVE = 0.5

@@ -7,22 +7,12 @@ import optuna
 import pytest
 import yaml
 
-from hpo.config import StudyFile
-from hpo.config import baselines
-from hpo.config import fingerprint
-from hpo.config import searched
-from hpo.config import trial_config
+from hpo.config import StudyFile, baselines, fingerprint, searched, trial_config
 from hpo.errors import InputError
-from hpo.export import export
-from hpo.export import read_best_file
-from hpo.study import BASELINE
-from hpo.study import VERSIONS
-from hpo.study import installed_versions
+from hpo.export import export, read_best_file
+from hpo.study import BASELINE, VERSIONS, installed_versions
 from hpo.study_file import read_study_file
-from objectives.config import Job
-from objectives.config import Memory
-from objectives.config import Splits
-from objectives.config import Training
+from objectives.config import Job, Memory, Splits, Training
 from objectives.evaluation import METRICS
 from search_spaces.space import suggest
 

@@ -7,28 +7,19 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.distributions import FloatDistribution
-from optuna.distributions import IntDistribution
-from optuna.trial import FrozenTrial
-from optuna.trial import TrialState
-from optuna.trial import create_trial
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.audit import replay
-from hpo.config import Pruner
-from hpo.config import StudyFile
-from hpo.config import searched
+from hpo.config import Pruner, StudyFile, searched
 from hpo.errors import InputError
 from hpo.export import export
-from hpo.feasible import best_trials
-from hpo.feasible import floors_of
+from hpo.feasible import best_trials, floors_of
 from hpo.proposals import make_sampler
-from hpo.study import BASELINE
-from hpo.study import COPIED
+from hpo.study import BASELINE, COPIED
 from hpo.worker import _record
 from objectives.evaluation import METRICS
-from search_spaces.space import FloatRange
-from search_spaces.space import IntRange
-from search_spaces.space import suggest
+from search_spaces.space import FloatRange, IntRange, suggest
 
 COSTS = {"model_mib": 40.0, "texts_per_s": 1000.0, "train_s": 60.0}
 OTHERS = METRICS[1:]  # all but Spearman

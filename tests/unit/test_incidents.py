@@ -6,13 +6,9 @@ from pathlib import Path
 import pytest
 
 from objectives import incidents
-from objectives.config import Columns
-from objectives.config import Incidents
-from objectives.exports import Export
-from objectives.exports import read_export
-from objectives.incidents import IncidentTable
-from objectives.incidents import file_sha256
-from objectives.incidents import read_incidents
+from objectives.config import Columns, Incidents
+from objectives.exports import Export, read_export
+from objectives.incidents import IncidentTable, file_sha256, read_incidents
 from objectives.reading import DataError
 
 HEADER = "number,short_description,description,category,subcategory,duplicate_of\n"

@@ -7,18 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from objectives.config import Columns
-from objectives.config import Incidents
-from objectives.config import Labels
-from objectives.config import Pairs
-from objectives.config import TrialConfig
+from objectives.config import Columns, Incidents, Labels, Pairs, TrialConfig
 from objectives.data import load_data
-from objectives.grades import grade
-from objectives.grades import make_ladder
-from objectives.grades import may_be_alike
-from objectives.grades import without_small_classes
-from objectives.incidents import IncidentTable
-from objectives.incidents import read_incidents
+from objectives.grades import grade, make_ladder, may_be_alike, without_small_classes
+from objectives.incidents import IncidentTable, read_incidents
 from tests.unit.test_pairs import make_table
 
 HEADER = "number,short_description,description,category,subcategory,team,parent,link\n"

@@ -8,37 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from objectives.config import Columns
-from objectives.config import Incidents
-from objectives.config import Labels
-from objectives.config import Mining
-from objectives.config import Pairs
-from objectives.config import TrialConfig
-from objectives.data import load_data
-from objectives.data import needs_model
-from objectives.data import train_pairs
-from objectives.grades import grade
-from objectives.grades import make_ladder
-from objectives.incidents import IncidentTable
-from objectives.incidents import IntArray
-from objectives.incidents import read_incidents
-from objectives.mining import TrainPairs
-from objectives.mining import from_bytes
-from objectives.mining import mine
-from objectives.mining import to_bytes
-from objectives.nearness import NO_MODEL
-from objectives.nearness import Encode
-from objectives.nearness import make_vectors
-from objectives.nearness import similarity
+from objectives.config import Columns, Incidents, Labels, Mining, Pairs, TrialConfig
+from objectives.data import load_data, needs_model, train_pairs
+from objectives.grades import grade, make_ladder
+from objectives.incidents import IncidentTable, IntArray, read_incidents
+from objectives.mining import TrainPairs, from_bytes, mine, to_bytes
+from objectives.nearness import NO_MODEL, Encode, make_vectors, similarity
 from objectives.reading import DataError
-from tests.unit.test_pairs import large_table
-from tests.unit.test_pairs import make_table
-from tests.unit.test_pairs import unordered
+from tests.unit.test_pairs import large_table, make_table, unordered
 
 COLUMNS = Columns(duplicate_of="duplicate_of")
 LADDER = make_ladder(Labels(), COLUMNS)

@@ -6,26 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
-from objectives.config import Columns
-from objectives.config import Incidents
-from objectives.config import Labels
-from objectives.config import Mining
-from objectives.config import Pairs
-from objectives.config import Splits
-from objectives.grades import grade
-from objectives.grades import make_ladder
-from objectives.incidents import IncidentTable
-from objectives.incidents import IntArray
-from objectives.incidents import read_incidents
+from objectives.config import Columns, Incidents, Labels, Mining, Pairs, Splits
+from objectives.grades import grade, make_ladder
+from objectives.incidents import IncidentTable, IntArray, read_incidents
 from objectives.mining import mine
 from objectives.nearness import NO_MODEL
-from objectives.pairs import held_out_pairs
-from objectives.pairs import split_incidents
+from objectives.pairs import held_out_pairs, split_incidents
 from objectives.reading import DataError
 
 COLUMNS = Columns(duplicate_of="duplicate_of")

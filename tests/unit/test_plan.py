@@ -6,17 +6,12 @@ from typing import Any
 
 import pytest
 
-from hpo.config import baselines
-from hpo.config import searched
-from hpo.config import trial_config
+from hpo.config import baselines, searched, trial_config
 from hpo.errors import InputError
-from hpo.plan import Plan
-from hpo.plan import around
-from hpo.plan import read_plan
+from hpo.plan import Plan, around, read_plan
 from hpo.study_file import is_plan
 from objectives.reading import DataError
-from search_spaces.space import FloatRange
-from search_spaces.space import IntRange
+from search_spaces.space import FloatRange, IntRange
 
 STUDY = "name: p\nstudy:\n  incidents: {path: i.csv}\n"
 BALANCE = "{class_balance: {type: categorical, choices: ['off', sqrt]}}"

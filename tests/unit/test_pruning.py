@@ -9,26 +9,13 @@ from pathlib import Path
 
 import pytest
 from optuna.distributions import IntDistribution
-from optuna.trial import FrozenTrial
-from optuna.trial import TrialState
-from optuna.trial import create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.audit import Replay
-from hpo.audit import replay
-from hpo.config import Budget
-from hpo.config import Pruner
-from hpo.config import PrunerKind
-from hpo.config import StudyFile
+from hpo.audit import Replay, replay
+from hpo.config import Budget, Pruner, PrunerKind, StudyFile
 from hpo.feasible import floors_of
-from hpo.pruning import Curve
-from hpo.pruning import Decision
-from hpo.pruning import curve_of
-from hpo.pruning import decide
-from hpo.pruning import is_peer
-from hpo.pruning import longest_plan
-from hpo.pruning import margin_of
-from objectives.config import Incidents
-from objectives.config import Mining
+from hpo.pruning import Curve, Decision, curve_of, decide, is_peer, longest_plan, margin_of
+from objectives.config import Incidents, Mining
 
 EPOCH, EVERY = 20_000, 5_000
 LONGEST = 20 * EPOCH

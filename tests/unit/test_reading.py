@@ -13,12 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from objectives.config import Columns
-from objectives.config import PresetName
+from objectives.config import Columns, PresetName
 from objectives.presets import preset_columns
-from objectives.reading import DataError
-from objectives.reading import Row
-from objectives.reading import read_rows
+from objectives.reading import DataError, Row, read_rows
 
 HEADER = ["number", "text", "category"]
 ROWS = [["007", "Büro, kein Netz\nseit heute", "None"], ["INC1", 'say "hi"', ""]]

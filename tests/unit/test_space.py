@@ -8,32 +8,26 @@ from itertools import product
 import optuna
 import pytest
 from optuna.samplers import RandomSampler
-from pydantic import TypeAdapter
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from hpo.config import Budget
-from hpo.config import StudyFile
-from hpo.config import baselines
-from hpo.config import searched
-from hpo.config import trial_config
-from hpo.spaces import FOLDER
-from hpo.spaces import PRESETS
-from hpo.spaces import preset_parameters
-from hpo.spaces import read_space
+from hpo.config import Budget, StudyFile, baselines, searched, trial_config
+from hpo.spaces import FOLDER, PRESETS, preset_parameters, read_space
 from hpo.yamlfile import Place
 from objectives.config import Incidents
-from search_spaces.space import Choice
-from search_spaces.space import FloatRange
-from search_spaces.space import IntRange
-from search_spaces.space import Parameter
-from search_spaces.space import Space
-from search_spaces.space import Values
-from search_spaces.space import When
-from search_spaces.space import edges
-from search_spaces.space import is_finite
-from search_spaces.space import points
-from search_spaces.space import split
-from search_spaces.space import suggest
+from search_spaces.space import (
+    Choice,
+    FloatRange,
+    IntRange,
+    Parameter,
+    Space,
+    Values,
+    When,
+    edges,
+    is_finite,
+    points,
+    split,
+    suggest,
+)
 
 SPACE: Space = {
     "learning_rate": FloatRange(type="float", low=1e-4, high=1e-2, log=True),

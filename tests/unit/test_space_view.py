@@ -5,17 +5,12 @@ from textwrap import indent
 
 import pytest
 
-from hpo.config import StudyFile
-from hpo.config import baselines
-from hpo.config import searched
+from hpo.config import StudyFile, baselines, searched
 from hpo.errors import InputError
-from hpo.space_view import sample
-from hpo.space_view import show
-from hpo.spaces import PRESETS
-from hpo.spaces import preset_parameters
+from hpo.space_view import sample, show
+from hpo.spaces import PRESETS, preset_parameters
 from hpo.study_file import read_study_file
-from search_spaces.space import FloatRange
-from search_spaces.space import IntRange
+from search_spaces.space import FloatRange, IntRange
 
 MODELS = ["static:x", "x"]
 HEAD = "name: s\nincidents: {path: i.csv}\nbudget: {trials: 99}\n"

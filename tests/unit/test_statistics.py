@@ -8,10 +8,7 @@ from pathlib import Path
 import pytest
 
 from hpo.check_data import check_data
-from objectives.config import Columns
-from objectives.config import Incidents
-from objectives.config import Pairs
-from objectives.config import TrialConfig
+from objectives.config import Columns, Incidents, Pairs, TrialConfig
 from objectives.demo_incidents import write_demo_incidents
 from objectives.reading import DataError
 from objectives.statistics import statistics

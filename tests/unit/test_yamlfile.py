@@ -1,24 +1,17 @@
 """The YAML reader is strict and names file and line; what the writer writes, any YAML reader reads alike."""
 
 from pathlib import Path
-from typing import Any
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import yaml
-from hypothesis import example
-from hypothesis import given
-from hypothesis import settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
-from pydantic import ConfigDict
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 from ruamel.yaml import YAML
 
 from hpo.errors import InputError
-from hpo.yamlfile import MAX_BYTES
-from hpo.yamlfile import read_yaml
-from hpo.yamlfile import write_yaml
+from hpo.yamlfile import MAX_BYTES, read_yaml, write_yaml
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 few = settings(derandomize=True, max_examples=60, deadline=None, database=None)
