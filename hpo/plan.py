@@ -11,10 +11,21 @@ import optuna
 from optuna.trial import FrozenTrial
 from pydantic import BaseModel, Field, ValidationError
 
-from hpo.config import MAY_CHANGE, Budget, SpaceField, StudyFile, fingerprint, searched, trial_config, with_values
+from hpo.config import (
+    MAY_CHANGE,
+    Budget,
+    SpaceField,
+    StudyFile,
+    field_of,
+    fingerprint,
+    searched,
+    settings,
+    trial_config,
+    with_values,
+)
 from hpo.errors import HpoError, InputError
 from hpo.feasible import Floors, best_trials, floors_of, reaches
-from hpo.spaces import SECTIONS, unlike
+from hpo.spaces import unlike
 from hpo.study import open_study, parameters_of
 from hpo.study_file import check_budget, completed
 from hpo.yamlfile import Place, read_yaml, validated
@@ -133,8 +144,7 @@ def found_before(plan: Plan, number: int, storage: PostgresStorage) -> list[Foun
         study, file = open_study(storage, fresh.name)
         for trial in best_trials(study.get_trials(deepcopy=False), file, MOST):
             config = trial_config(file, parameters_of(trial))
-            settings = config.training.model_dump(exclude={"precision"}) | config.mining.model_dump()
-            found.append(Found(f"{phase.name}#{trial.number}", trial, settings))
+            found.append(Found(f"{phase.name}#{trial.number}", trial, settings(config)))
     floors = floors_of_plan(plan, storage)
     found.sort(key=lambda one: (not reaches(one.trial, floors), -(one.trial.value or 0.0)))
     unlike: dict[str, Found] = {}
@@ -154,6 +164,8 @@ def _check_follows(file: StudyFile, phase: Phase, before: list[StudyFile], where
     known = {name for earlier in before for name in searched(earlier)}
     if phase.earlier == "fix" and not searched(file).keys() - known:
         raise where.error(f"phase {phase.name!r} has nothing left to search when what was searched before is fixed")
+    if "model" in known and "model" not in searched(file):
+        raise where.below("space").error("an earlier phase searches the model; name its choices here, too")
     own = len(phase.space.baselines) if isinstance(phase.space, SpaceWithBaselines) else 0
     if phase.top + own > file.budget.trials:
         first = f"the {phase.top} best so far and {own} baselines"
@@ -162,7 +174,7 @@ def _check_follows(file: StudyFile, phase: Phase, before: list[StudyFile], where
     for name, parameter in searched(file).items():
         for earlier in before if isinstance(parameter, Choice) else ():
             choice = searched(earlier).get(name)
-            standing = {**earlier.training.model_dump(), **earlier.mining.model_dump()}[name]
+            standing = settings(earlier)[field_of(name)]
             missing = [
                 value
                 for value in (choice.choices if isinstance(choice, Choice) else (standing,))
@@ -190,19 +202,21 @@ def _carried(fresh: StudyFile, plan: Plan, number: int, storage: PostgresStorage
     best, phase = found[0].settings, plan.phases[number]
     known = {name for file in plan.files[:number] for name in searched(file)}
     parameters = {
-        name: _from_best(parameter, best[name], phase) if name in known and isinstance(parameter, Range) else parameter
+        name: _from_best(parameter, best[field_of(name)], phase)
+        if name in known and isinstance(parameter, Range)
+        else parameter
         for name, parameter in fresh.space.parameters.items()
     }
     space, fixed = split(parameters)
     first = {one.name: one.settings for one in found[: phase.top] if _fits(one.settings, space)}
     whole = SpaceWithBaselines(parameters={**space, **fixed}, baselines=fresh.space.baselines, first=first)
     try:
-        sections = {name: with_values(getattr(fresh, name), best | fixed) for name in SECTIONS}
+        carried = with_values(fresh, best | fixed)
     except ValidationError as error:
         why = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise HpoError(f"what phase {phase.name!r} fixes does not go with the best so far: {why}") from None
     constraints = fresh.constraints.model_copy(update={"floors": dict(floors_of_plan(plan, storage))})
-    return fresh.model_copy(update={"space": whole, "constraints": constraints} | sections)
+    return carried.model_copy(update={"space": whole, "constraints": constraints})
 
 
 def _from_best(parameter: Range, best: Value, phase: Phase) -> Range | Value:
@@ -227,11 +241,11 @@ def around(parameter: FloatRange | IntRange, best: float) -> FloatRange | IntRan
     return parameter.model_copy(update={"low": max(rounded[0], parameter.low), "high": min(rounded[1], parameter.high)})
 
 
-def _fits(settings: Values, space: Space) -> bool:
+def _fits(values: Values, space: Space) -> bool:
     there = Values()
     for name, parameter in space.items():
         if is_there(parameter, there):
-            if unlike(parameter, settings[name]):
+            there[name] = values[field_of(name)]
+            if unlike(parameter, there[name]):
                 return False
-            there[name] = settings[name]
     return True

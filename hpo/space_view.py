@@ -53,7 +53,7 @@ def sample(name: str, model: str | None, number: int, seed: int) -> Iterator[str
 
 def _space(name: str, model: str | None) -> Space:
     if name in PRESETS:
-        return split(preset_parameters(name, model or DEFAULT_MODEL))[0]
+        return split(preset_parameters(name, [model or DEFAULT_MODEL]))[0]
     return split(_file(name, model).parameters)[0]
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 import search_spaces
-from hpo.config import StudyFile, with_values
+from hpo.config import SECTIONS, StudyFile, field_of, settings, trial_config, with_values
 from hpo.errors import InputError
 from hpo.export import read_best_file
 from hpo.yamlfile import Place, read_yaml
-from objectives.config import STATIC, Mining, Training
+from objectives.config import STATIC
 from search_spaces.space import (
     Choice,
     Parameter,
@@ -33,8 +33,6 @@ from search_spaces.space import (
 FOLDER = Path(search_spaces.__path__[0])
 # By phase; the last is all of them at once, with the bounds of the first that has a parameter.
 PRESETS = {name: (name,) for name in ("quick_wins", "data", "advanced")} | {"full": ("quick_wins", "data", "advanced")}
-NOT_SEARCHED = ("precision",)  # it is the device's
-SECTIONS: dict[str, type[BaseModel]] = {"training": Training, "mining": Mining}
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,11 @@ def read_space(file: StudyFile, place: Place, space_place: Place) -> StudyFile:
     written = _written(file, space_place)
     if written.space.first:
         raise written.place.below("first").error("unknown key 'first'; configurations to run first are baselines")
-    parameters = _merged(written, file.model)
-    _check_names(written.place, parameters)
     own = written.space.parameters
+    _check_names(file, written.place, own)
+    names = model_choices(file, own)
+    file = file.model_copy(update={"model": names[0]})
+    parameters = _merged(written, names)
     for location, message in problems(parameters):
         if location[0] in own:
             raise written.place.below("parameters", *location).error(message)
@@ -66,27 +66,43 @@ def read_space(file: StudyFile, place: Place, space_place: Place) -> StudyFile:
         _check_searched_once(file, place, written, parameters)
     file = _with_fixed(file, written.place.below("parameters"), fixed)
     for location, values in edges(space):
-        _put(file, written.place.below("parameters", *location), values)
-    baselines = {
-        name: _baseline(file, written, space, name, values) for name, values in _recipes(file, written.space).items()
-    }
+        for name in names if "model" in space else [file.model]:
+            _put(file, written.place.below("parameters", *location), {"model": name} | values)
+    given: dict[str, Values | str] = {**(recipes(names) if written.space.preset else {}), **written.space.baselines}
+    baselines = {name: _baseline(file, written, space, name, values) for name, values in given.items()}
     whole = SpaceWithBaselines(parameters={**space, **fixed}, baselines=dict(baselines))
     return file.model_copy(update={"space": whole})
 
 
-def preset_parameters(name: str, model: str) -> dict[str, Parameter]:
-    """For the kind of model that is fine-tuned."""
+def preset_parameters(name: str, models: Sequence[str]) -> dict[str, Parameter]:
+    """For the models' kinds; where there are two, what differs is there for each, as `learning_rate@static`."""
     merged: dict[str, Parameter] = {}
+    kinds = by_kind(models)
     for part in PRESETS[name]:
         preset = read_yaml(FOLDER / f"{part}.yaml", Preset)
-        own = preset.static if model.startswith(STATIC) else preset.transformer
+        own = dict[str, Parameter]()
+        for kind, names in kinds.items():
+            bounds: dict[str, Parameter] = getattr(preset, kind)
+            own |= bounds if len(kinds) == 1 else {f"{key}@{kind}": _only_for(names, bounds[key]) for key in bounds}
         merged = own | preset.both | merged
     return merged
 
 
-def recipes(model: str) -> dict[str, Values]:
-    found = read_yaml(FOLDER / "recipes.yaml", Recipes)
-    return found.static if model.startswith(STATIC) else found.transformer
+def by_kind(models: Sequence[str]) -> dict[str, list[str]]:
+    kinds = {"static": [name for name in models if name.startswith(STATIC)]}
+    kinds["transformer"] = [name for name in models if name not in kinds["static"]]
+    return {kind: names for kind, names in kinds.items() if names}
+
+
+def _only_for(models: list[str], parameter: Parameter) -> Parameter:
+    if not isinstance(parameter, Range):
+        raise TypeError("a preset fixes nothing for one kind of models")
+    return parameter.model_copy(update={"when": {"model": tuple(models), **parameter.when}})
+
+
+def model_choices(file: StudyFile, parameters: dict[str, Parameter]) -> tuple[str, ...]:
+    own = parameters.get("model", file.model)
+    return tuple(map(str, own.choices if isinstance(own, Choice) else [own]))
 
 
 def _written(file: StudyFile, place: Place) -> Written:
@@ -100,34 +116,42 @@ def _written(file: StudyFile, place: Place) -> Written:
     return Written(read_yaml(path, SpaceWithBaselines), Place(path))
 
 
-def _merged(written: Written, model: str) -> dict[str, Parameter]:
-    preset = written.space.preset
+def _merged(written: Written, models: Sequence[str]) -> dict[str, Parameter]:
+    """What stands in the file counts for all kinds of models; the model first, as others may hang on it."""
+    preset, own = written.space.preset, written.space.parameters
     if preset is None:
-        return written.space.parameters
+        return own
     if preset not in PRESETS:
         raise written.place.below("preset").error(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
-    return preset_parameters(preset, model) | written.space.parameters
+    found = preset_parameters(preset, models)
+    kept = {name: found[name] for name in found if name in own or field_of(name) not in own}
+    return {name: own[name] for name in own if name == "model"} | kept | own
 
 
-def _recipes(file: StudyFile, space: SpaceWithBaselines) -> dict[str, Values | str]:
-    return {**(recipes(file.model) if space.preset else {}), **space.baselines}
+def recipes(models: Sequence[str]) -> dict[str, Values]:
+    """For each kind of models, the first of its kind."""
+    written, kinds = read_yaml(FOLDER / "recipes.yaml", Recipes), by_kind(models)
+    found = dict[str, Values]()
+    for kind, names in kinds.items():
+        for name, values in getattr(written, kind).items():
+            own: Values = values if len(models) == 1 else {"model": names[0], **values}
+            found[name if len(kinds) == 1 else f"{name}.{kind}"] = own
+    return found
 
 
-def _check_names(place: Place, parameters: dict[str, Parameter]) -> None:
-    known = [name for section in SECTIONS.values() for name in section.model_fields if name not in NOT_SEARCHED]
+def _check_names(file: StudyFile, place: Place, parameters: dict[str, Parameter]) -> None:
+    known = list(settings(file))
     for name in parameters:
-        if name not in known:
-            raise place.below("parameters", name).error(
-                f"no parameter {name!r} in training or mining; there are {', '.join(known)}"
-            )
+        if field_of(name) not in known:
+            raise place.below("parameters", name).error(f"no parameter {name!r}; there are {', '.join(known)}")
 
 
 def _check_searched_once(file: StudyFile, place: Place, written: Written, parameters: dict[str, Parameter]) -> None:
     for section in SECTIONS:
-        for name in [name for name in parameters if name in getattr(file, section).model_fields_set]:
+        for name in [name for name in parameters if field_of(name) in getattr(file, section).model_fields_set]:
             hint = f"space: {{preset: {written.space.preset}, parameters: {{{name}: VALUE}}}}"
             mend = f"fix it there, {hint}" if written.space.preset else "keep one"
-            raise place.below(section, name).error(f"{section}.{name} is in the space, too; {mend}")
+            raise place.below(section, field_of(name)).error(f"{section}.{name} is in the space, too; {mend}")
 
 
 def _with_fixed(file: StudyFile, place: Place, fixed: Values) -> StudyFile:
@@ -143,40 +167,37 @@ def _put(file: StudyFile, place: Place, values: Values) -> StudyFile:
     """The file with the values. A value that no trial can train with is refused now, not by a worker."""
     if error := _refused(file, place, values):
         raise error
-    return file.model_copy(update={name: with_values(getattr(file, name), values) for name in SECTIONS})
+    return with_values(file, values)
 
 
 def _refused(file: StudyFile, place: Place, values: Values) -> InputError | None:
-    for section in SECTIONS:
-        try:
-            with_values(getattr(file, section), values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            names = [str(name) for name in first["loc"][:1]]
-            what = "".join(f"{name} cannot be {values[name]!r}: " for name in names)
-            return place.below(*names).error(f"{what}{first['msg'].removeprefix('Value error, ')}")
+    try:
+        trial_config(file, values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        names = [name for name in values if (field_of(name),) == first["loc"][:1]]
+        what = "".join(f"{name} cannot be {values[name]!r}: " for name in names)
+        return place.below(*names).error(f"{what}{first['msg'].removeprefix('Value error, ')}")
     return None
 
 
 def _baseline(file: StudyFile, written: Written, space: Space, name: str, given: Values | str) -> Values:
     """Raises InputError for a key that no trial has, or a value that none can train with."""
     place = written.place.below("baselines", name)
-    values = _values_of(place, file, given) if isinstance(given, str) else given
-    known = {field for section in SECTIONS.values() for field in section.model_fields}
+    values = _values_of(place, file, written.space, given) if isinstance(given, str) else given
     for key in values:
-        if key not in known:
-            raise place.below(key).error(f"baseline {name!r}: no parameter {key!r} in training or mining")
-    whole = _put(file, place, values)
-    standing = {**whole.training.model_dump(), **whole.mining.model_dump()}
+        if key not in settings(file) and key != "precision":
+            raise place.below(key).error(f"baseline {name!r}: no parameter {key!r}; see: hpo space show full")
+    standing = settings(_put(file, place, values))
     there = Values()
     for key, parameter in space.items():
         if not is_there(parameter, there):
             continue
-        there[key] = standing[key]
-        if problem := unlike(parameter, standing[key]):
+        there[key] = value = standing[field_of(key)]
+        if problem := unlike(parameter, value):
             place = place if name in written.space.baselines else written.place.below("parameters")
             mend = f"give baseline {name!r} another {key}, under `baselines`"
-            raise place.below(key).error(f"baseline {name!r}: {key} is {standing[key]!r}, {problem}; {mend}")
+            raise place.below(key).error(f"baseline {name!r}: {key} is {value!r}, {problem}; {mend}")
     return values
 
 
@@ -189,15 +210,13 @@ def unlike(parameter: Range, value: Value) -> str | None:
     return "which a logarithmic range cannot hold" if parameter.log and value <= 0 else None
 
 
-def _values_of(place: Place, file: StudyFile, given: str) -> Values:
+def _values_of(place: Place, file: StudyFile, space: SpaceWithBaselines, given: str) -> Values:
     """Of a best.yaml: all that its trial trained with."""
     try:
         config = read_best_file(place.path.parent / given)[1].config
     except InputError as error:
         raise place.error(str(error)) from None
-    if config.model != file.model:
-        raise place.error(f"{given} is of model {config.model}, this study of {file.model}")
-    values: dict[str, Any] = {}
-    for section in (config.training, config.mining):
-        values |= section.model_dump(exclude={"precision"})
-    return values
+    names = model_choices(file, space.parameters)
+    if config.model not in names:
+        raise place.error(f"{given} is of model {config.model}, this study of {', '.join(names)}")
+    return {name: value for name, value in settings(config).items() if name != "model" or len(names) > 1}

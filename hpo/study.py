@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 from sqlalchemy import URL
 
-from hpo.config import Budget, StudyFile, baselines, identity, searched
+from hpo.config import Budget, StudyFile, baselines, field_of, identity, models, revisions, searched, settings
 from hpo.errors import InputError, SetupError
 from objectives.model_files import pin
 from search_spaces.space import SpaceWithBaselines, Values, is_there
@@ -111,7 +111,8 @@ def is_baseline(trial: FrozenTrial | optuna.Trial) -> bool:
 
 
 def _pinned(file: StudyFile) -> StudyFile:
-    return file.model_copy(update={"model_revision": pin(file.model, file.model_revision)})
+    pins = {model: pin(model, revisions(file).get(model)) for model in models(file)}
+    return file.model_copy(update={"model_revision": pins if len(pins) > 1 else pins[file.model]})
 
 
 def raised(budget: Budget, more: Mapping[str, float]) -> Budget:
@@ -127,7 +128,7 @@ def _as_stored(study: optuna.Study, file: StudyFile) -> StudyFile:
     stored = _stored_file(study)
     if file.model_revision is not None:
         file = _pinned(file)
-    elif file.model == stored.model:
+    elif models(file) == models(stored):
         file = file.model_copy(update={"model_revision": stored.model_revision})
     before, now = identity(stored), identity(file)
     if changed := [key for key in now if now[key] != before[key]]:
@@ -180,13 +181,13 @@ def _enqueue_all(study: optuna.Study, file: StudyFile) -> None:
 
 def _enqueue(study: optuna.Study, file: StudyFile, values: Values, attributes: dict[str, Any]) -> None:
     """What the space has is its parameters, within the bounds or not; the rest goes beside them."""
-    standing = file.training.model_dump() | file.mining.model_dump()
-    settings = standing | values
-    parameters = Values()
+    standing = settings(file)
+    wanted, parameters = standing | values, Values()
     for key, parameter in searched(file).items():
         if is_there(parameter, parameters):
-            parameters[key] = settings[key]
-    overrides = {key: value for key, value in values.items() if key not in parameters and value != standing[key]}
+            parameters[key] = wanted[field_of(key)]
+    suggested = set(map(field_of, parameters))
+    overrides = {key: value for key, value in values.items() if key not in suggested and value != standing.get(key)}
     study.enqueue_trial(parameters, user_attrs=attributes | ({OVERRIDES: overrides} if overrides else {}))
 
 
@@ -231,6 +232,7 @@ def _comparable(file: StudyFile) -> dict[str, Any]:
         "model",
         "model_revision",
         "max_seq_tokens",
+        "pretraining",
         "training",
         "threads",
     )

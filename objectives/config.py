@@ -140,6 +140,23 @@ class Mining(BaseModel):
         return self
 
 
+LossName = Literal[
+    "mnrl", "symmetric_mnrl", "cached_mnrl", "triplet", "contrastive", "online_contrastive", "cosent", "angle"
+]
+# What the rows of a loss's training data are: (anchor, positive, hard negatives), (anchor, positive, negative), or two
+# texts with their grade, or with 1 for a positive and 0 for none.
+COLUMNS: dict[LossName, Literal["ranked", "triplets", "graded", "binary"]] = {
+    "mnrl": "ranked",
+    "symmetric_mnrl": "ranked",
+    "cached_mnrl": "ranked",
+    "triplet": "triplets",
+    "contrastive": "binary",
+    "online_contrastive": "binary",
+    "cosent": "graded",
+    "angle": "graded",
+}
+
+
 class Training(BaseModel):
     """What a search varies. Patience counts evaluations, which come at fixed numbers of examples seen."""
 
@@ -151,7 +168,11 @@ class Training(BaseModel):
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    scale: Annotated[float, Field(gt=0)] = 20.0  # inverse temperature of MultipleNegativesRankingLoss
+    loss: LossName = "mnrl"
+    scale: Annotated[float, Field(gt=0)] = 20.0  # inverse temperature of mnrl and its variants, cosent and angle
+    margin: Annotated[float, Field(gt=0, le=2)] = 0.5  # of triplet and the contrastive losses, in cosine distance
+    second_loss: LossName | Literal["off"] = "off"  # added with its weight, over the columns that it needs
+    second_loss_weight: Annotated[float, Field(gt=0)] = 0.3
     patience: Positive | Literal["off"] = "off"
     min_epochs: Annotated[float, Field(ge=0)] = 0.0
     eval_every_examples: Positive = 5_000
@@ -162,6 +183,25 @@ class Training(BaseModel):
         if self.batch_size > self.eval_every_examples:
             raise ValueError(f"batch_size {self.batch_size} is above eval_every_examples {self.eval_every_examples}")
         return self
+
+
+class Pretraining(BaseModel):
+    """A stage before fine-tuning, on the training incidents' texts; its result is kept and shared by all trials."""
+
+    model_config = STRICT
+    stage: Literal["off", "mlm", "tsdae"] = "off"  # of transformers only
+    stage_epochs: Positive = 1
+    stage_learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    stage_batch_size: Positive = 16
+
+
+class Head(BaseModel):
+    """A classifier that tells from features of a pair whether it is a match; fitted when training has ended."""
+
+    model_config = STRICT
+    head: Literal["off", "logistic", "boosting"] = "off"
+    head_balance: Literal["off", "class_weight", "smote"] = "off"  # against the few positives
+    head_pairs: Annotated[int, Field(ge=100)] = 20_000  # of training incidents, in the shares of held-out pairs
 
 
 class TrialConfig(BaseModel):
@@ -176,9 +216,17 @@ class TrialConfig(BaseModel):
     model: Annotated[str, Field(min_length=1)]
     model_revision: str | None = None  # as model_files.pin() says it; None: whichever is at hand
     max_seq_tokens: Annotated[int, Field(ge=4)] = 128
+    pretraining: Pretraining = Pretraining()
     training: Training = Training()
+    head: Head = Head()
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Positive = 1
+
+    @model_validator(mode="after")
+    def _stage_has_a_transformer(self) -> TrialConfig:
+        if self.pretraining.stage != "off" and self.model.startswith(STATIC):
+            raise ValueError(f"stage {self.pretraining.stage} is for transformers, not for {self.model}")
+        return self
 
 
 class Memory(BaseModel):
@@ -201,3 +249,5 @@ class Job(BaseModel):
     checkpoint_folder: str | None = None
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 60.0
     cache: str | None = None  # folder for what trials of this box have in common
+    keep_in: str | None = None  # folder for the model, if the trial ends complete
+    keep_above: float = -1.0  # and with a higher Spearman

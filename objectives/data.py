@@ -10,7 +10,7 @@ import numpy as np
 
 from objectives import mining
 from objectives.cache import cached
-from objectives.config import Incidents, Labels, Mining, Pairs, Splits, TrialConfig
+from objectives.config import COLUMNS, Incidents, Labels, Mining, Pairs, Splits, TrialConfig
 from objectives.grades import Ladder, make_ladder, without_small_classes
 from objectives.incidents import IncidentTable, IntArray, cache_key, load_incidents
 from objectives.mining import TrainPairs
@@ -50,12 +50,16 @@ def train_pairs(data: Data, config: TrialConfig, cache: Path | None = None, enco
     """Raises DataError. `encode` is asked where the mining is by a model, with the untrained one."""
 
     def make() -> bytes:
-        pairs = mining.mine(data.table, data.ladder, data.splits["train"], config.mining, config.pairs.seed, encode)
-        return mining.to_bytes(pairs)
+        members, seed = data.splits["train"], config.pairs.seed
+        return mining.to_bytes(
+            mining.mine(data.table, data.ladder, members, config.mining, seed, encode, columns, config.pairs)
+        )
 
+    chosen = [config.training.loss, config.training.second_loss]
+    columns = sorted({COLUMNS[name] for name in chosen if name != "off"})
     by_model = needs_model(config.mining)
     model = (config.model, config.model_revision, config.max_seq_tokens) if by_model else None
-    decided_by = config.model_dump(mode="json", include={"labels", "splits", "mining"}) | {"seed": config.pairs.seed}
+    decided_by = config.model_dump(mode="json", include={"labels", "splits", "mining", "pairs"}) | {"columns": columns}
     try:
         return mining.from_bytes(
             cached(

@@ -22,6 +22,7 @@ from objectives.models import Encoder, encode, load_encoder
 from objectives.nearness import BoolArray
 from objectives.pairs import GradedPairs
 from objectives.progress import UNINTERRUPTED, Interruptions, Report, Scores, StopReason
+from objectives.stages import stage_weights
 from objectives.training import fit
 
 UNTRAINED: dict[str, Scores] = {}  # of the last study in this process
@@ -78,7 +79,8 @@ def finetune(
         return encode(load_encoder(model, config.max_seq_tokens, data.table.texts), numbers, interruptions.check)
 
     mined = train_pairs(data, config, cache, base_vectors)
-    encoder = load_encoder(model, config.max_seq_tokens, [*data.table.texts, *mined.altered])
+    weights = stage_weights(config, model, data, interruptions.check, cache)
+    encoder = load_encoder(model, config.max_seq_tokens, [*data.table.texts, *mined.altered], weights)
     incident_of = np.concatenate([np.arange(len(data.table)), mined.sources])
 
     def is_alike(left: IntArray, right: IntArray) -> BoolArray:
@@ -88,7 +90,7 @@ def finetune(
         return score(rank_validation(encoder, data, interruptions.check))
 
     masked = is_alike if config.mining.false_negatives == "mask" else None
-    run = fit(encoder, mined.ends, config.training, config.seed, evaluate, report, interruptions, memory, masked)
+    run = fit(encoder, mined, config.training, config.seed, evaluate, report, interruptions, memory, masked)
     began, pairs = time.monotonic(), data.validation
     ranking = rank_validation(encoder, data, interruptions.check)
     encode_s = time.monotonic() - began
@@ -101,7 +103,7 @@ def finetune(
         stop_reason=run.stop_reason,
         stop_epoch=run.curve[-1].epoch,
         best_epoch=run.best.epoch if run.best else 0.0,
-        train_pairs=len(mined.ends),
+        train_pairs=len(mined.ends) or len(mined.labelled),
         device=device_name(),
         precision=resolved(config.training.precision, encoder.model),
         deterministic=is_deterministic(),

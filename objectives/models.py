@@ -27,7 +27,9 @@ from objectives.incidents import IntArray
 from objectives.model_files import ModelError, fetch
 
 ENCODE_BATCH = 256
+ALIKE_LENGTH = 16  # texts at a time on a CPU, where time goes into padding; a GPU is quicker with more at once
 Features = dict[str, torch.Tensor]
+Weights = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,28 @@ class Encoder:
     lengths: IntArray  # tokens per text
     whole: Callable[[], SentenceTransformer]
 
+    def vectors(self, numbers: IntArray) -> torch.Tensor:
+        """As the model is, in training or not; shape (texts, dimensions). Texts of like length go together."""
+        if len(numbers) <= ALIKE_LENGTH or device() == "cuda" or isinstance(self.model[0], StaticEmbedding):
+            return self._forward(numbers)
+        order = np.argsort(self.lengths[numbers], kind="stable")
+        parts = [self._forward(numbers[order[at : at + ALIKE_LENGTH]]) for at in range(0, len(order), ALIKE_LENGTH)]
+        return torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(parts[0].device)]
 
-def load_encoder(name: str, max_seq_tokens: int, texts: Sequence[str]) -> Encoder:
-    """A fresh copy of the base model over `texts`; nothing is read twice in one process. Raises ModelError."""
+    def _forward(self, numbers: IntArray) -> torch.Tensor:
+        vectors: torch.Tensor = self.model(self.collate(numbers))["sentence_embedding"]
+        return vectors
+
+
+def load_encoder(name: str, max_seq_tokens: int, texts: Sequence[str], weights: Weights | None = None) -> Encoder:
+    """A fresh copy of the base model over `texts`; nothing is read twice in one process. Raises ModelError.
+
+    weights: what a stage made of a transformer's.
+    """
     plain = name.removeprefix(STATIC)
-    if name.startswith(STATIC) or isinstance(_base_model(plain)[0], StaticEmbedding):
+    if name.startswith(STATIC) or isinstance(base_model(plain)[0], StaticEmbedding):
         return _static_encoder(plain, max_seq_tokens, texts)
-    return _transformer_encoder(plain, max_seq_tokens, texts)
+    return _transformer_encoder(plain, max_seq_tokens, texts, weights)
 
 
 def encode(encoder: Encoder, numbers: IntArray, check: Callable[[], None] = lambda: None) -> NDArray[np.float32]:
@@ -81,8 +98,11 @@ def _static_encoder(name: str, max_seq_tokens: int, texts: Sequence[str]) -> Enc
     return Encoder(SentenceTransformer(modules=[module], device=device()), collate, lengths, whole)
 
 
-def _transformer_encoder(name: str, max_seq_tokens: int, texts: Sequence[str]) -> Encoder:
-    model = copy.deepcopy(_base_model(name)).to(device())
+def _transformer_encoder(name: str, max_seq_tokens: int, texts: Sequence[str], weights: Weights | None) -> Encoder:
+    model = copy.deepcopy(base_model(name))
+    if weights is not None:
+        model.load_state_dict(weights)
+    model.to(device())
     model.max_seq_length = min(max_seq_tokens, model.max_seq_length or max_seq_tokens)
     tokenizer = model.tokenizer
     tokens = _tokens(name, model.max_seq_length, tuple(texts))
@@ -108,7 +128,7 @@ def _static_tokens(name: str, max_seq_tokens: int, texts: tuple[str, ...]) -> tu
 
 @lru_cache(maxsize=1)
 def _tokens(name: str, max_seq_tokens: int, texts: tuple[str, ...]) -> dict[str, list[list[int]]]:
-    return dict(_base_model(name).tokenizer(list(texts), truncation=True, max_length=max_seq_tokens))
+    return dict(base_model(name).tokenizer(list(texts), truncation=True, max_length=max_seq_tokens))
 
 
 def _tensor(values: IntArray) -> torch.Tensor:
@@ -118,7 +138,7 @@ def _tensor(values: IntArray) -> torch.Tensor:
 @lru_cache(maxsize=1)
 def _token_embeddings(name: str) -> tuple[Tokenizer, torch.Tensor]:
     """Of a transformer its input embeddings, of a static model its own vectors."""
-    model = _base_model(name)
+    model = base_model(name)
     first: Any = model[0]
     if isinstance(first, StaticEmbedding):
         return first.tokenizer, first.embedding.weight.detach().clone()
@@ -126,7 +146,7 @@ def _token_embeddings(name: str) -> tuple[Tokenizer, torch.Tensor]:
 
 
 @lru_cache(maxsize=1)
-def _base_model(name: str) -> SentenceTransformer:
+def base_model(name: str) -> SentenceTransformer:
     try:
         return SentenceTransformer(
             str(fetch(name)), device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True}

@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from sentence_transformers.sentence_transformer.losses import (
-    CachedMultipleNegativesRankingLoss,
-    MultipleNegativesRankingLoss,
-)
-from sentence_transformers.util import cos_sim
+from sentence_transformers.base.losses.gradcache import RandContext
 from transformers import get_scheduler
 
 from objectives.config import Memory, Training
-from objectives.device import device, resolved, train_in_bfloat16
+from objectives.device import resolved, train_in_bfloat16
 from objectives.incidents import IntArray
+from objectives.losses import CACHED_BATCH, Term
 from objectives.models import Encoder
-from objectives.nearness import Barred
 from objectives.progress import Diverged
 
-NO_LABELS = torch.empty(0)
+Vectors = Callable[[IntArray], torch.Tensor]  # of numbers of texts, (texts, dimensions)
 
 
 class Optimization:
-    """Model, loss, optimizer and learning-rate schedule of one run of `steps` steps."""
+    """Model, losses, optimizer and learning-rate schedule of one run of `steps` steps."""
 
-    def __init__(
-        self, encoder: Encoder, config: Training, steps: int, memory: Memory, is_alike: Barred | None = None
-    ) -> None:
-        self.encoder = encoder
+    def __init__(self, encoder: Encoder, terms: list[Term], config: Training, steps: int, memory: Memory) -> None:
+        self.encoder, self._terms = encoder, terms
         self._max_grad_norm = config.max_grad_norm
+        self._micro_batch = memory.micro_batch or (CACHED_BATCH if config.loss == "cached_mnrl" else None)
         if resolved(config.precision, encoder.model) == "bfloat16":
             train_in_bfloat16(encoder.model)
-        self._similarity = Similarity(is_alike)
-        self._loss = _loss(encoder, config, memory, self._similarity)
+        if memory.gradient_checkpointing:
+            _checkpoint_activations(encoder)
         self._parameters = [parameter for parameter in encoder.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self._parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -45,14 +41,14 @@ class Optimization:
             config.schedule, self.optimizer, num_warmup_steps=warmup_steps, num_training_steps=steps
         )
 
-    def step(self, ends: IntArray) -> None:
-        """On text numbers, shape (batch, 2 + hard negatives). Raises Diverged, the weights as they were before."""
+    def step(self, rows: list[IntArray]) -> None:
+        """On rows of each term. Raises Diverged, the weights as they were before."""
         self.encoder.model.train()
-        self._similarity.expect(ends)
-        loss = self._loss([self.encoder.collate(numbers) for numbers in ends.T], NO_LABELS)
-        if not torch.isfinite(loss):
-            raise Diverged(f"the loss is {loss.item()}")
-        loss.backward()
+        texts = np.unique(np.concatenate([term.ends[own].ravel() for term, own in zip(self._terms, rows, strict=True)]))
+        if self._micro_batch is None:
+            self._loss(rows, texts, self.encoder.vectors(texts)).backward()
+        else:
+            self._backward_in_parts(rows, texts, self._micro_batch)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
         if not torch.isfinite(norm):
             raise Diverged(f"the gradients' norm is {norm.item()}")
@@ -60,41 +56,38 @@ class Optimization:
         self.optimizer.zero_grad()
         self.scheduler.step()
 
+    def _loss(self, rows: list[IntArray], texts: IntArray, vectors: torch.Tensor) -> Any:
+        def of(numbers: IntArray) -> torch.Tensor:
+            return vectors[torch.from_numpy(np.searchsorted(texts, numbers)).to(vectors.device)]
 
-class Similarity:
-    """Cosines between a batch's anchors and its texts; minus infinity where a text is no negative of an anchor."""
+        loss = sum(term(own, of) for term, own in zip(self._terms, rows, strict=True))
+        assert isinstance(loss, torch.Tensor)
+        if not torch.isfinite(loss):
+            raise Diverged(f"the loss is {loss.item()}")
+        return loss
 
-    def __init__(self, is_alike: Barred | None) -> None:
-        self._is_alike, self._barred, self._row = is_alike, torch.empty(0), 0
+    def _backward_in_parts(self, rows: list[IntArray], texts: IntArray, size: int) -> None:
+        """Gradients of the vectors first, all of them at hand; then each part is encoded again and hands them down.
 
-    def expect(self, ends: IntArray) -> None:
-        if self._is_alike is not None:
-            barred = self._is_alike(ends[:, :1], ends[:, 1:].T.ravel())
-            np.fill_diagonal(barred[:, : len(ends)], False)  # an anchor's own positive
-            self._barred, self._row = torch.from_numpy(barred).to(device()), 0
+        Memory is that of one part, and every pair still sees the whole batch: Gao et al. 2021, arXiv:2101.06983.
+        """
+        parts = [texts[start : start + size] for start in range(0, len(texts), size)]
+        states, found = [], []
+        with torch.no_grad():
+            for part in parts:
+                states.append(RandContext(*self.encoder.model.parameters()))
+                found.append(self.encoder.vectors(part))
+        vectors = torch.cat(found).requires_grad_()
+        self._loss(rows, texts, vectors).backward()
+        assert vectors.grad is not None
+        for part, state, gradient in zip(parts, states, torch.split(vectors.grad, size), strict=True):
+            with state:
+                again = self.encoder.vectors(part)
+            torch.autograd.backward(again, gradient)
 
-    def __call__(self, anchors: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-        """The rows of a batch in order, whole or in micro-batches."""
-        cosines = cos_sim(anchors, texts)
-        if self._is_alike is None:
-            return cosines
-        self._row += len(anchors)
-        return cosines.masked_fill(self._barred[self._row - len(anchors) : self._row], -torch.inf)
 
-
-def _loss(encoder: Encoder, config: Training, memory: Memory, similarity: Similarity) -> torch.nn.Module:
-    """In micro-batches the vectors are computed twice, and every pair still sees the whole batch as negatives."""
-    if memory.gradient_checkpointing:
-        first: Any = encoder.model[0]
-        model = first.auto_model
-        # Renamed in transformers 5; the old name goes with 6.
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    if memory.micro_batch is None:
-        return MultipleNegativesRankingLoss(encoder.model, scale=config.scale, similarity_fct=similarity)
-    return CachedMultipleNegativesRankingLoss(
-        encoder.model,
-        scale=config.scale,
-        similarity_fct=similarity,
-        mini_batch_size=memory.micro_batch,
-        show_progress_bar=False,
-    )
+def _checkpoint_activations(encoder: Encoder) -> None:
+    first: Any = encoder.model[0]
+    model = first.auto_model
+    # Renamed in transformers 5; the old name goes with 6.
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()

@@ -59,7 +59,13 @@ def held_out_pairs(table: IncidentTable, ladder: Ladder, members: IntArray, conf
     """
     rng = np.random.default_rng(config.seed)
     members = _whole_groups(table.group, members, rng)
-    size = min(config.held_out, PAIRS_PER_INCIDENT * len(members))
+    return graded_pairs(table, ladder, members, config, min(config.held_out, PAIRS_PER_INCIDENT * len(members)), rng)
+
+
+def graded_pairs(
+    table: IncidentTable, ladder: Ladder, members: IntArray, config: Pairs, size: int, rng: np.random.Generator
+) -> GradedPairs:
+    """At most `size` pairs of all grades in the declared shares. Raises DataError if a class has no pair."""
     hard = _hard_pairs(table, members, round(config.hard_share * size), rng)
     hard_grades = grade(table, ladder, *hard.T)
 

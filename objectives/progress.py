@@ -19,6 +19,12 @@ class Diverged(ArithmeticError):
     exit_code = 1
 
 
+class Unsuitable(ValueError):
+    """What was chosen does not go together; another choice may."""
+
+    exit_code = 1
+
+
 class Interrupted(Exception):
     """Training was asked to stop; a checkpoint holds how far it came, if it has a place for one."""
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 
-import numpy as np
 import torch
 
 from objectives.config import AT_ONCE, Memory, Training
-from objectives.incidents import IntArray
+from objectives.losses import batches, make_terms
+from objectives.mining import TrainPairs
 from objectives.models import Encoder
 from objectives.nearness import Barred
 from objectives.optimization import Optimization
@@ -26,7 +26,7 @@ from objectives.resuming import Keeper, resume
 
 def fit(
     encoder: Encoder,
-    ends: IntArray,
+    pairs: TrainPairs,
     config: Training,
     seed: int,
     evaluate: Callable[[], Scores],
@@ -35,33 +35,35 @@ def fit(
     memory: Memory = AT_ONCE,
     is_alike: Barred | None = None,
 ) -> Fit:
-    """Trains on `ends`, shape (pairs, 2 + hard negatives), of text numbers; those that `is_alike` names are no
-    negatives of one another. The model ends with the weights of the best evaluation.
+    """Trains on the rows of `pairs` that the losses need; texts that `is_alike` names are no negatives of one another.
+
+    The model ends with the weights of the best evaluation.
 
     A run that was cut short goes on from its newest checkpoint, bit for bit as if it had not been.
     Raises Diverged before the first step that is not finite, Interrupted, CheckpointError.
     """
     torch.manual_seed(seed)
-    steps = config.epochs * math.ceil(len(ends) / config.batch_size)
-    optimization = Optimization(encoder, config, steps, memory, is_alike)
+    terms = make_terms(config, pairs, is_alike)
+    rows = len(terms[0].ends)
+    optimization = Optimization(encoder, terms, config, config.epochs * math.ceil(rows / config.batch_size), memory)
     run = resume(optimization, interruptions)
-    interruptions.on_start(config.epochs * len(ends), run.examples, run.curve)
+    interruptions.on_start(config.epochs * rows, run.examples, run.curve)
     began = time.monotonic() - run.train_s
-    evaluations = _evaluation_steps(config.epochs * len(ends), config.eval_every_examples)
-    batches = islice(_batches(len(ends), config.batch_size, config.epochs, seed), run.batches, None)
+    evaluations = _evaluation_steps(config.epochs * rows, config.eval_every_examples)
+    steps = islice(batches(terms, config.batch_size, config.epochs, seed), run.batches, None)
     keep = Keeper(optimization, run, interruptions)
     try:
         while run.stop_reason == "completed" and len(run.curve) < len(evaluations):
             run.train_s = time.monotonic() - began
             keep.now_and_then()
             if run.examples >= evaluations[len(run.curve)]:
-                progress = Progress(evaluations[len(run.curve)], run.examples / len(ends), evaluate())
+                progress = Progress(evaluations[len(run.curve)], run.examples / rows, evaluate())
                 _judge(run, progress, encoder, config, report(progress))
                 continue
             interruptions.check()
-            batch = next(batches)
-            optimization.step(ends[batch])
-            run.batches, run.examples = run.batches + 1, run.examples + len(batch)
+            batch = next(steps)
+            optimization.step(batch)
+            run.batches, run.examples = run.batches + 1, run.examples + len(batch[0])
     except Interrupted:
         keep.now()
         raise
@@ -72,13 +74,6 @@ def fit(
 def _evaluation_steps(total: int, every: int) -> list[int]:
     """Multiples of `every`, and the end; none within half an interval of the end, where batches would blur the two."""
     return [*range(every, total - every // 2, every), total]
-
-
-def _batches(pairs: int, batch_size: int, epochs: int, seed: int) -> Iterator[IntArray]:
-    for epoch in range(epochs):
-        order = np.random.default_rng([seed, epoch]).permutation(pairs)
-        for start in range(0, pairs, batch_size):
-            yield order[start : start + batch_size]
 
 
 def _judge(run: Fit, progress: Progress, encoder: Encoder, config: Training, verdict: Verdict) -> None:

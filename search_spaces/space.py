@@ -155,12 +155,21 @@ def is_there(parameter: Range, values: Values) -> bool:
 
 
 def edges(space: Space) -> Iterator[tuple[Location, Values]]:
-    """Each parameter alone at its bounds, or at each of its choices, and where they stand."""
+    """Each parameter at its bounds, or at each of its choices, with what it hangs on alone, and where they stand."""
     for name, parameter in space.items():
+        beside = _conditions(space, name)
         if isinstance(parameter, Choice):
-            yield from (((name, "choices", i), {name: value}) for i, value in enumerate(parameter.choices))
+            yield from (((name, "choices", i), beside | {name: value}) for i, value in enumerate(parameter.choices))
         else:
-            yield from (((name, bound), {name: getattr(parameter, bound)}) for bound in ("low", "high"))
+            yield from (((name, bound), beside | {name: getattr(parameter, bound)}) for bound in ("low", "high"))
+
+
+def _conditions(space: Space, name: str) -> Values:
+    """Values with which the parameter is there."""
+    values = Values()
+    for parent, wanted in space[name].when.items():
+        values |= _conditions(space, parent) | {parent: wanted[0]}
+    return values
 
 
 def is_finite(space: Space) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,8 @@ from hpo.memory import ladder
 from hpo.trainer_process import TrainerDied, TrainerProcess
 from objectives.config import AT_ONCE, Job, Memory, Training, TrialConfig
 from objectives.incidents import IntArray
+from objectives.losses import make_terms
+from objectives.mining import TrainPairs
 from objectives.models import load_encoder
 from objectives.optimization import Optimization
 
@@ -49,11 +52,12 @@ def transformer(config: TrialConfig) -> TrialConfig:
 
 def weights_after_steps(texts: list[str], ends: IntArray, how: Memory) -> torch.Tensor:
     encoder = load_encoder(MODEL, 32, texts)
-    optimization = Optimization(encoder, Training(learning_rate=1e-4, weight_decay=0.0), 3, how)
+    config = Training(learning_rate=1e-4, weight_decay=0.0)
+    optimization = Optimization(encoder, make_terms(config, TrainPairs(ends)), config, 3, how)
     encoder.model.train = lambda mode=True: encoder.model  # type: ignore[method-assign]
     encoder.model.eval()  # dropout draws other numbers for other batches
     for start in (0, 64, 128):
-        optimization.step(ends[start : start + 64])
+        optimization.step([np.arange(start, start + 64)])
     return torch.cat([parameter.detach().flatten() for parameter in encoder.model.parameters()])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,6 +16,8 @@ from objectives.config import AT_ONCE, Memory, Mining, Training, TrialConfig
 from objectives.data import load_data, train_pairs
 from objectives.finetune import finetune
 from objectives.incidents import IntArray, file_sha256
+from objectives.losses import make_terms
+from objectives.mining import TrainPairs
 from objectives.models import encode, load_encoder
 from objectives.nearness import BoolArray
 from objectives.optimization import Optimization
@@ -54,17 +58,32 @@ def loss_by_hand(vectors: np.ndarray[Any, Any], batch: IntArray, *, masked: bool
     return float((np.log(np.exp(logits).sum(1)) - own).mean())
 
 
+@dataclass
+class WatchedTerm:
+    ends: IntArray
+    compute: Callable[..., torch.Tensor]
+
+    def __call__(self, *arguments: Any) -> torch.Tensor:
+        return self.compute(*arguments)
+
+
 def losses(texts: list[str], batch: IntArray, memory: Memory, *, masked: bool) -> tuple[float, float]:
     """Of one step and by hand, before it."""
     encoder = load_encoder(MODEL, 32, texts)
     expected = loss_by_hand(encode(encoder, np.arange(len(texts))), batch, masked=masked)
     config = Training(learning_rate=1e-3, scale=SCALE, precision="float32")
-    optimization = Optimization(encoder, config, 1, memory, of_one_group if masked else None)
+    term = make_terms(config, TrainPairs(batch), of_one_group if masked else None)[0]
     seen: list[float] = []
-    optimization._loss.register_forward_hook(lambda module, inputs, loss: seen.append(loss.item()))
+
+    def watched(*arguments: Any) -> torch.Tensor:
+        loss = term(*arguments)
+        seen.append(loss.item())
+        return loss
+
+    optimization = Optimization(encoder, [WatchedTerm(batch, watched)], config, 1, memory)  # type: ignore[list-item]
     encoder.model.eval()
     with patch.object(encoder.model, "train"):  # no dropout
-        optimization.step(batch)
+        optimization.step([np.arange(len(batch))])
     return seen[0], expected
 
 

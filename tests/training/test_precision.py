@@ -13,6 +13,8 @@ from hpo.trainer_process import TrainerProcess
 from objectives.config import AT_ONCE, Job, Memory, Precision, Training, TrialConfig
 from objectives.device import resolved
 from objectives.incidents import IntArray
+from objectives.losses import make_terms
+from objectives.mining import TrainPairs
 from objectives.models import Encoder, encode, load_encoder
 from objectives.optimization import Optimization
 
@@ -25,9 +27,10 @@ def trained(texts: list[str], ends: IntArray, precision: Precision, how: Memory 
     for module in encoder.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    optimization = Optimization(encoder, Training(learning_rate=1e-4, precision=precision), 2, how)
+    config = Training(learning_rate=1e-4, precision=precision)
+    optimization = Optimization(encoder, make_terms(config, TrainPairs(ends)), config, 2, how)
     for start in (0, 32):
-        optimization.step(ends[start : start + 32])
+        optimization.step([np.arange(start, start + 32)])
     return encoder
 
 

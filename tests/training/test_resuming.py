@@ -16,6 +16,7 @@ from objectives import checkpoints
 from objectives.checkpoints import Checkpoint, CheckpointError
 from objectives.config import Training
 from objectives.incidents import IntArray
+from objectives.mining import TrainPairs
 from objectives.models import encode, load_encoder
 from objectives.progress import Fit, Interrupted, Interruptions, Progress
 from objectives.training import fit
@@ -53,7 +54,7 @@ def train(
         reported.append(progress)
         return "go on"
 
-    run = fit(encoder, ends, config, 7, evaluate, report, interruptions)  # type: ignore[arg-type]
+    run = fit(encoder, TrainPairs(ends), config, 7, evaluate, report, interruptions)  # type: ignore[arg-type]
     return Ended(run, encoder.model.state_dict(), reported)
 
 

@@ -1,7 +1,7 @@
 """The training loop: exact steps, exact repeats, honest stops, and the scores of the Trainer it replaces."""
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +18,9 @@ from objectives.data import Data, load_data, train_pairs
 from objectives.evaluation import rank_pairs, score
 from objectives.finetune import rank_validation
 from objectives.incidents import IntArray
-from objectives.models import Encoder, Features, encode, load_encoder
+from objectives.losses import batches, make_terms
+from objectives.mining import TrainPairs
+from objectives.models import Encoder, encode, load_encoder
 from objectives.progress import Diverged, Fit, Progress, Report, Scores, Verdict
 from objectives.training import fit
 
@@ -58,7 +60,9 @@ def falling(evaluations: int = 10) -> Callable[[], Scores]:
 
 def train(encoder: Encoder, ends: IntArray, config: Training = SHORT, seed: int = 0, report: Report = go_on) -> Fit:
     """With a score that follows from the weights and grows as they spread."""
-    return fit(encoder, ends, config, seed, lambda: {"spearman": -float(encode(encoder, ends[:, 0]).sum())}, report)
+    return fit(
+        encoder, TrainPairs(ends), config, seed, lambda: {"spearman": -float(encode(encoder, ends[:, 0]).sum())}, report
+    )
 
 
 def test_the_seed_decides_every_bit(texts: list[str], ends: IntArray) -> None:
@@ -78,15 +82,10 @@ def test_the_seed_decides_the_dropout_of_a_transformer(texts: list[str], ends: I
     assert first.curve == second.curve
 
 
-def test_every_epoch_sees_every_pair_once_in_an_order_of_its_own(encoder: Encoder, ends: IntArray) -> None:
-    seen: list[IntArray] = []
-
-    def collate(numbers: IntArray) -> Features:
-        seen.append(numbers)
-        return encoder.collate(numbers)
-
-    fit(replace(encoder, collate=collate), ends, SHORT, 0, falling(), go_on)
-    first, second = np.split(np.stack([np.concatenate(seen[0::2]), np.concatenate(seen[1::2])], axis=1), 2)
+def test_every_epoch_sees_every_pair_once_in_an_order_of_its_own(ends: IntArray) -> None:
+    terms = make_terms(SHORT, TrainPairs(ends))
+    seen = [ends[rows] for (rows,) in batches(terms, SHORT.batch_size, SHORT.epochs, seed=0)]
+    first, second = np.split(np.concatenate(seen), 2)
     assert sorted(first.tolist()) == sorted(second.tolist()) == sorted(ends.tolist())
     assert first.tolist() != second.tolist() != ends.tolist() != first.tolist()
 
@@ -103,17 +102,19 @@ def test_evaluations_come_at_examples_seen_whatever_the_batch_size(
 
 
 def test_patience_counts_evaluations_since_the_best(encoder: Encoder, ends: IntArray) -> None:
-    run = fit(encoder, ends, SHORT.model_copy(update={"patience": 3}), 0, falling(), go_on)
+    run = fit(encoder, TrainPairs(ends), SHORT.model_copy(update={"patience": 3}), 0, falling(), go_on)
     assert (run.stop_reason, len(run.curve)) == ("early_stopping", 5)
 
 
 def test_patience_waits_for_min_epochs(encoder: Encoder, ends: IntArray) -> None:
-    run = fit(encoder, ends, SHORT.model_copy(update={"patience": 1, "min_epochs": 1.5}), 0, falling(), go_on)
+    run = fit(
+        encoder, TrainPairs(ends), SHORT.model_copy(update={"patience": 1, "min_epochs": 1.5}), 0, falling(), go_on
+    )
     assert (run.stop_reason, run.curve[-1].epoch) == ("early_stopping", 1.6)
 
 
 def test_patience_off_never_stops(encoder: Encoder, ends: IntArray) -> None:
-    run = fit(encoder, ends, SHORT, 0, falling(), go_on)
+    run = fit(encoder, TrainPairs(ends), SHORT, 0, falling(), go_on)
     assert (run.stop_reason, run.curve[-1].step) == ("completed", 500)
 
 
@@ -125,7 +126,7 @@ def test_the_verdict_prune_stops_at_once(encoder: Encoder, ends: IntArray) -> No
 def test_the_model_ends_with_the_weights_of_the_best_evaluation(encoder: Encoder, ends: IntArray) -> None:
     seen: list[torch.Tensor] = []
     scores = scripted(0.1, 0.3, 0.9, 0.9, *[0.2] * 6)
-    run = fit(encoder, ends, SHORT, 0, scores, watching(encoder, seen))
+    run = fit(encoder, TrainPairs(ends), SHORT, 0, scores, watching(encoder, seen))
     assert run.best == run.curve[2]
     assert torch.equal(weights(encoder), seen[2])
     assert not torch.equal(weights(encoder), seen[-1])
@@ -144,7 +145,7 @@ def test_the_learning_rate_warms_up_and_decays(encoder: Encoder, ends: IntArray)
     """One batch per epoch and steps too small to change the gradient: Adam then moves by the learning rate."""
     config = Training(learning_rate=1e-6, batch_size=250, epochs=10, warmup_ratio=0.4, eval_every_examples=250)
     seen = [weights(encoder)]
-    fit(encoder, ends, config, 0, falling(), watching(encoder, seen))
+    fit(encoder, TrainPairs(ends), config, 0, falling(), watching(encoder, seen))
     moved = [float((after - before).abs().median()) / 1e-6 for before, after in pairwise(seen)]
     assert moved == pytest.approx([0, 1 / 4, 2 / 4, 3 / 4, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6], abs=0.03)
 
@@ -180,7 +181,7 @@ def test_the_loop_and_the_trainer_end_alike(config: TrialConfig, tmp_path: Path)
     theirs = trained_by_the_trainer(ours, data, config, tmp_path)
     untrained = score(rank_validation(ours, data))["roc_auc"]
     ends = train_pairs(data, config).ends
-    run = fit(ours, ends, training, 0, lambda: score(rank_validation(ours, data)), go_on)
+    run = fit(ours, TrainPairs(ends), training, 0, lambda: score(rank_validation(ours, data)), go_on)
     vectors = theirs.encode(data.table.texts, normalize_embeddings=True)
     similarities = (vectors[data.validation.anchors] * vectors[data.validation.others]).sum(1).astype(np.float64)
     roc_auc = score(rank_pairs(similarities, data.validation.grades, data.ladder.positive))["roc_auc"]

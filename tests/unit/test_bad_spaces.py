@@ -41,7 +41,7 @@ JARGON = re.compile("instance of|discriminator|tuple|validation|Errno|Error", re
 
 # What stands under `space: {parameters: ...}`.
 PARAMETERS = """
-== unknown parameter -> no parameter 'learning_rte' in training or mining; there are learning_rate, batch_size
+== unknown parameter -> no parameter 'learning_rte'; there are learning_rate, batch_size
 learning_rte: {type: float, low: 1e-5, high: 0.1}
 == unknown type -> 'float', 'int', 'categorical'
 epochs: {type: integer, low: 1, high: 3}
@@ -199,7 +199,7 @@ parameters:
 preset: advanced
 parameters: {learning_rate: 0.01, scale: 20.0, weight_decay: 0.0, max_grad_norm: 1.0,  # here
   false_negatives: keep, augmentation: "off"}
-== preset with an unknown parameter -> no parameter 'epoch' in training or mining
+== preset with an unknown parameter -> no parameter 'epoch'
 preset: quick_wins
 parameters:
   epoch: 3  # here
@@ -207,7 +207,7 @@ parameters:
 preset: quick_wins
 parameters:
   patience: {type: categorical, choices: ["off", 2]}  # here
-== unknown key of a baseline -> baseline 'mine': no parameter 'epoch' in training or mining
+== unknown key of a baseline -> baseline 'mine': no parameter 'epoch'
 parameters: {learning_rate: {type: float, low: 1e-5, high: 0.1}}
 baselines:
   mine:

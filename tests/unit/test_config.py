@@ -56,7 +56,7 @@ def test_the_preset_is_written_out_for_the_kind_of_model(folder: Path, model: st
     file = read(folder, SMALL + f"model: {model}\nspace: quick_wins\n")
     preset = read_yaml(FOLDER / "quick_wins.yaml", Preset)
     assert searched(file) == getattr(preset, kind) | preset.both
-    assert baselines(file) == recipes(model)
+    assert baselines(file) == recipes([model])
 
 
 def test_a_preset_is_extended_narrowed_and_partly_fixed(folder: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_preset_is_extended_narrowed_and_partly_fixed(folder: Path) -> None:
 
 def test_an_own_baseline_replaces_that_of_the_preset(folder: Path) -> None:
     file = read(folder, SMALL + "space: {preset: quick_wins, baselines: {v4: {epochs: 5}}}\n")
-    assert baselines(file) == recipes(file.model) | {"v4": {"epochs": 5}}
+    assert baselines(file) == recipes([file.model]) | {"v4": {"epochs": 5}}
 
 
 def test_a_fixed_value_is_trained_with_and_not_searched(folder: Path) -> None:

@@ -36,7 +36,11 @@ SPACE: Space = {
     "patience": Choice(type="categorical", choices=("off", 2, 3)),
 }
 MODELS = ["static:x", "x"]
-preset_space = cache(preset_parameters)
+
+
+@cache
+def preset_space(preset: str, model: str) -> dict[str, Parameter]:
+    return preset_parameters(preset, [model])
 
 
 def choice(*choices: str | int, when: When | None = None) -> Choice:

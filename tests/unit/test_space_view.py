@@ -45,7 +45,7 @@ def read(folder: Path, text: str, model: str) -> StudyFile:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_that_is_shown_is_the_same_space_in_a_study_file(tmp_path: Path, preset: str, model: str) -> None:
     shown = show(preset, model)
-    assert searched(read(tmp_path, f"space:\n{indent(shown, '  ')}\n", model)) == preset_parameters(preset, model)
+    assert searched(read(tmp_path, f"space:\n{indent(shown, '  ')}\n", model)) == preset_parameters(preset, [model])
 
 
 def test_a_space_of_a_study_that_is_shown_is_the_same_in_another(tmp_path: Path, own: Path) -> None:
