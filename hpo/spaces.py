@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 import search_spaces
-from hpo.config import SECTIONS, StudyFile, field_of, settings, trial_config, with_values
+from hpo.config import OF_THE_FILE, SECTIONS, StudyFile, field_of, settings, trial_config, with_values
 from hpo.errors import InputError
 from hpo.export import read_best_file
 from hpo.yamlfile import Place, read_yaml
@@ -54,7 +55,6 @@ def read_space(file: StudyFile, place: Place, space_place: Place) -> StudyFile:
     own = written.space.parameters
     _check_names(file, written.place, own)
     names = model_choices(file, own)
-    file = file.model_copy(update={"model": names[0]})
     parameters = _merged(written, names)
     for location, message in problems(parameters):
         if location[0] in own:
@@ -64,11 +64,13 @@ def read_space(file: StudyFile, place: Place, space_place: Place) -> StudyFile:
         raise written.place.below("parameters").error("at least one parameter must be searched")
     if space_place == place.below("space"):
         _check_searched_once(file, place, written, parameters)
+    file = file.model_copy(update={"model": names[0]})
     file = _with_fixed(file, written.place.below("parameters"), fixed)
     for location, values in edges(space):
         for name in names if "model" in space else [file.model]:
-            _put(file, written.place.below("parameters", *location), {"model": name} | values)
-    given: dict[str, Values | str] = {**(recipes(names) if written.space.preset else {}), **written.space.baselines}
+            _put(file, written.place.below("parameters", *location), Values(model=name) | values)
+    given: dict[str, Values | str] = {**recipes(names)} if written.space.preset else {}
+    given |= written.space.baselines
     baselines = {name: _baseline(file, written, space, name, values) for name, values in given.items()}
     whole = SpaceWithBaselines(parameters={**space, **fixed}, baselines=dict(baselines))
     return file.model_copy(update={"space": whole})
@@ -106,6 +108,32 @@ def model_choices(file: StudyFile, parameters: dict[str, Parameter]) -> tuple[st
 
 
 def _written(file: StudyFile, place: Place) -> Written:
+    found = _as_written(file, place)
+    folder = found.place.path.parent
+    parameters = {
+        name: _with_whole_paths(name, found.space.parameters[name], folder) for name in found.space.parameters
+    }
+    return Written(found.space.model_copy(update={"parameters": parameters}), found.place)
+
+
+def _with_whole_paths(name: str, parameter: Parameter, folder: Path) -> Parameter:
+    """Base models that are folders are named from where the file is."""
+    if not isinstance(parameter, Range):
+        return absolute_model(str(parameter), folder) if name == "model" else parameter
+    change: dict[str, Any] = {}
+    if isinstance(parameter, Choice) and name == "model":
+        change["choices"] = tuple(absolute_model(str(model), folder) for model in parameter.choices)
+    if models := parameter.when.get("model"):
+        change["when"] = {**parameter.when, "model": tuple(absolute_model(str(model), folder) for model in models)}
+    return parameter.model_copy(update=change)
+
+
+def absolute_model(model: str, folder: Path) -> str:
+    kind, name = (STATIC, model.removeprefix(STATIC)) if model.startswith(STATIC) else ("", model)
+    return f"{kind}{(folder / name).resolve()}" if (folder / name).is_dir() else model
+
+
+def _as_written(file: StudyFile, place: Place) -> Written:
     if isinstance(file.space, SpaceWithBaselines):
         return Written(file.space, place)
     if not file.space.endswith((".yaml", ".yml")):
@@ -147,6 +175,8 @@ def _check_names(file: StudyFile, place: Place, parameters: dict[str, Parameter]
 
 
 def _check_searched_once(file: StudyFile, place: Place, written: Written, parameters: dict[str, Parameter]) -> None:
+    for name in [name for name in OF_THE_FILE if name in file.model_fields_set and name in parameters]:
+        raise place.below(name).error(f"{name} is in the space, too; keep one")
     for section in SECTIONS:
         for name in [name for name in parameters if field_of(name) in getattr(file, section).model_fields_set]:
             hint = f"space: {{preset: {written.space.preset}, parameters: {{{name}: VALUE}}}}"

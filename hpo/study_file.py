@@ -8,9 +8,9 @@ from typing import Any
 
 from hpo.config import StudyFile, baselines
 from hpo.errors import InputError
-from hpo.spaces import read_space
+from hpo.spaces import absolute_model, read_space
 from hpo.yamlfile import Place, read_yaml
-from objectives.config import STATIC, Incidents
+from objectives.config import Incidents
 from objectives.incidents import file_sha256
 from objectives.presets import preset_columns
 from objectives.reading import DataError, at_hand
@@ -41,7 +41,8 @@ def check_budget(file: StudyFile, place: Place) -> None:
 def completed(file: StudyFile, place: Place, own: Place | None = None) -> StudyFile:
     """The places: where it was written, and its space. Raises InputError that names the line, DataError."""
     folder = place.path.parent
-    file = file.model_copy(update={"model": _absolute_model(file.model, folder)})
+    if (model := absolute_model(file.model, folder)) != file.model:
+        file = file.model_copy(update={"model": model})
     file = read_space(file, place, (own or place).below("space"))
     change: dict[str, Any] = {
         "incidents": whole_incidents(file.incidents, folder),
@@ -68,8 +69,3 @@ def _absolute_checkpoints(file: StudyFile, folder: Path) -> Any:
     if checkpoints.folder is None or "://" in checkpoints.folder:
         return checkpoints
     return checkpoints.model_copy(update={"folder": str((folder / Path(checkpoints.folder).expanduser()).resolve())})
-
-
-def _absolute_model(model: str, folder: Path) -> str:
-    kind, name = (STATIC, model.removeprefix(STATIC)) if model.startswith(STATIC) else ("", model)
-    return f"{kind}{(folder / name).resolve()}" if (folder / name).is_dir() else model

@@ -16,6 +16,7 @@ from hpo.datasets import fetch as fetch_incidents
 from hpo.errors import HpoError, InputError
 from hpo.export import read_best_file
 from hpo.files import write_text
+from hpo.model_folder import ModelFacts, write_facts
 from hpo.study import ours
 from objectives.data import load_data, needs_model, train_pairs
 from objectives.evaluation import METRICS
@@ -55,9 +56,16 @@ def train_from_file(path: Path, out: Path) -> None:
         raise
     partial = out.with_name(f".{out.name}.partial")
     trained.save(partial)
+    threshold, has_head = trained.result.scores["threshold"], trained.head is not None
+    write_facts(partial, ModelFacts(incidents=config.incidents, threshold=threshold, head=has_head))
     partial.rename(out)
     for metric in METRICS:
         print(f"{metric:16} {trained.result.scores[metric]:.6f}  (in {path.name}: {best.metrics[metric].value:.6f})")
+    if has_head:
+        print("with its match head:")
+    for name, value in trained.result.head.items():
+        before = f"  (in {path.name}: {best.head_metrics[name]:.6f})" if name in best.head_metrics else ""
+        print(f"{name:16} {value:.6f}{before}")
     print(f"model: {out}")
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+HEAD_FOLDER = "match_head"  # within a model's
 STATIC = "static:"  # before a model's name: its token vectors alone
 
 PresetName = Literal["servicenow", "jira"]

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from objectives.config import AT_ONCE, STATIC, Memory, TrialConfig
+from objectives.config import AT_ONCE, COLUMNS, HEAD_FOLDER, STATIC, Memory, TrialConfig
 from objectives.data import Data, load_data, train_pairs
 from objectives.device import device_name, is_deterministic, resolved
 from objectives.evaluation import FloatArray, MetricName, Ranking, bootstrap_intervals, ceilings, rank_pairs, score
 from objectives.grades import may_be_alike
 from objectives.incidents import IntArray
+from objectives.match_head import MatchHead, Practice, fit_head, save_head, unseen_incidents
+from objectives.match_head import scores as scores_of_head
+from objectives.mining import TrainPairs
 from objectives.model_files import fetch
-from objectives.models import Encoder, encode, load_encoder
+from objectives.models import Encoder, Weights, encode, load_encoder
 from objectives.nearness import BoolArray
 from objectives.pairs import GradedPairs
-from objectives.progress import UNINTERRUPTED, Interruptions, Report, Scores, StopReason
+from objectives.progress import UNINTERRUPTED, Fit, Interruptions, Progress, Report, Scores, StopReason, Verdict
 from objectives.stages import stage_weights
 from objectives.training import fit
 
@@ -48,15 +52,19 @@ class Result:
     model_mib: float  # as it is saved
     micro_batch: int | None  # None: batches were computed at once
     gradient_checkpointing: bool
+    head: Scores  # of the match head, on validation; empty without one
 
 
 @dataclass(frozen=True)
 class Finetuned:
     result: Result
     encoder: Encoder
+    head: MatchHead | None
 
     def save(self, folder: Path) -> None:
         self.encoder.whole().save(str(folder), create_model_card=False)
+        if self.head is not None:
+            save_head(self.head, folder / HEAD_FOLDER)
 
 
 def finetune(
@@ -75,26 +83,22 @@ def finetune(
     model = _at_hand(config)
     untrained = _untrained(config, model, data, interruptions.check)
 
-    def base_vectors(numbers: IntArray) -> NDArray[np.float32]:
-        return encode(load_encoder(model, config.max_seq_tokens, data.table.texts), numbers, interruptions.check)
-
-    mined = train_pairs(data, config, cache, base_vectors)
     weights = stage_weights(config, model, data, interruptions.check, cache)
-    encoder = load_encoder(model, config.max_seq_tokens, [*data.table.texts, *mined.altered], weights)
-    incident_of = np.concatenate([np.arange(len(data.table)), mined.sources])
 
-    def is_alike(left: IntArray, right: IntArray) -> BoolArray:
-        return may_be_alike(data.table, incident_of[left], incident_of[right])
-
-    def evaluate() -> Scores:
+    def evaluate(encoder: Encoder) -> Scores:
         return score(rank_validation(encoder, data, interruptions.check))
 
-    masked = is_alike if config.mining.false_negatives == "mask" else None
-    run = fit(encoder, mined, config.training, config.seed, evaluate, report, interruptions, memory, masked)
+    encoder, mined, run = _train(config, model, weights, data, evaluate, report, interruptions, memory, cache)
     began, pairs = time.monotonic(), data.validation
     ranking = rank_validation(encoder, data, interruptions.check)
     encode_s = time.monotonic() - began
     pruned = run.stop_reason == "pruned"
+    head, head_scores = None, Scores()
+    if config.head.head != "off" and not pruned:
+        vectors = encode(encoder, np.arange(len(data.table)), interruptions.check)
+        practice = _practise(config, model, weights, data, run, interruptions, memory)
+        head = fit_head(config.head, data, vectors, practice, config.pairs, config.seed)
+        head_scores = scores_of_head(head, data, vectors)
     result = Result(
         scores=score(ranking),
         intervals={} if pruned else bootstrap_intervals(ranking, pairs.anchors, pairs.others, config.pairs.seed),
@@ -103,7 +107,7 @@ def finetune(
         stop_reason=run.stop_reason,
         stop_epoch=run.curve[-1].epoch,
         best_epoch=run.best.epoch if run.best else 0.0,
-        train_pairs=len(mined.ends) or len(mined.labelled),
+        train_pairs=mined.rows(COLUMNS[config.training.loss]),
         device=device_name(),
         precision=resolved(config.training.precision, encoder.model),
         deterministic=is_deterministic(),
@@ -111,8 +115,70 @@ def finetune(
         texts_per_s=len(np.union1d(pairs.anchors, pairs.others)) / encode_s,
         model_mib=sum(weights.nbytes for weights in encoder.whole().state_dict().values()) / 2**20,
         **memory.model_dump(),
+        head=head_scores,
     )
-    return Finetuned(result, encoder)
+    return Finetuned(result, encoder, head)
+
+
+def _train(
+    config: TrialConfig,
+    model: str,
+    weights: Weights | None,
+    data: Data,
+    evaluate: Callable[[Encoder], Scores],
+    report: Report,
+    interruptions: Interruptions,
+    memory: Memory,
+    cache: Path | None,
+) -> tuple[Encoder, TrainPairs, Fit]:
+    def base_vectors(numbers: IntArray) -> NDArray[np.float32]:
+        return encode(load_encoder(model, config.max_seq_tokens, data.table.texts), numbers, interruptions.check)
+
+    mined = train_pairs(data, config, cache, base_vectors)
+    encoder = load_encoder(model, config.max_seq_tokens, [*data.table.texts, *mined.altered], weights)
+    incident_of = np.concatenate([np.arange(len(data.table)), mined.sources])
+
+    def is_alike(left: IntArray, right: IntArray) -> BoolArray:
+        return may_be_alike(data.table, incident_of[left], incident_of[right])
+
+    masked = is_alike if config.mining.false_negatives == "mask" else None
+    run = fit(
+        encoder,
+        mined,
+        config.training,
+        config.seed,
+        lambda: evaluate(encoder),
+        report,
+        interruptions,
+        memory,
+        masked,
+    )
+    return encoder, mined, run
+
+
+def _practise(
+    config: TrialConfig,
+    model: str,
+    weights: Weights | None,
+    data: Data,
+    run: Fit,
+    interruptions: Interruptions,
+    memory: Memory,
+) -> Practice:
+    """The same training for as long as the best evaluation took, without some incidents that it has not seen then."""
+    unseen, evaluations, end = unseen_incidents(data, config.seed), count(), run.best.epoch if run.best else 0.0
+    others = np.setdiff1d(data.splits["train"], unseen)
+    smaller = replace(data, splits={**data.splits, "train": others})
+
+    def rising(encoder: Encoder) -> Scores:
+        return {"spearman": float(next(evaluations))}  # so that the last one counts: nothing held out is looked at
+
+    def until_then(progress: Progress) -> Verdict:
+        return "go on" if progress.epoch < end else "overtaken"
+
+    asked = Interruptions(is_asked=interruptions.is_asked)
+    encoder, _, _ = _train(config, model, weights, smaller, rising, until_then, asked, memory, None)
+    return Practice(encode(encoder, np.arange(len(data.table)), interruptions.check), unseen)
 
 
 def rank_validation(encoder: Encoder, data: Data, check: Callable[[], None] = lambda: None) -> Ranking:

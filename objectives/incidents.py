@@ -25,7 +25,7 @@ from objectives.reading import DataError, at_hand
 IntArray = NDArray[np.int64]
 UNKNOWN = -1
 TEXTS = ("ids", "texts")
-READER = 1  # to be raised when reading, cleaning or grouping changes: what boxes have kept is then read anew
+READER = 2  # to be raised when reading, cleaning or grouping changes: what boxes have kept is then read anew
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class IncidentTable:
     subcategory: IntArray  # numbers (category, subcategory) together; of the category alone if no column is mapped
     configuration_item: IntArray  # numbers (category, subcategory, item) together
     assignment_group: IntArray  # numbers (category, subcategory, group) together
+    item: IntArray  # numbers configuration items, whatever their subcategory
     text_number: IntArray  # equal where the normalised texts are
     cluster: IntArray  # connected by duplicate links or a common parent
     group: IntArray  # connected by duplicate links, equal or nearly equal texts: never split
@@ -102,7 +103,8 @@ def from_parquet(content: bytes) -> IncidentTable:
     table = pq.read_table(pa.BufferReader(content))
     columns: dict[str, Any] = {name: table[name].to_numpy() for name in table.column_names if name not in TEXTS}
     columns |= {name: table[name].to_pylist() for name in TEXTS} | json.loads(table.schema.metadata[b"facts"])
-    return IncidentTable(**({"opened": None} | columns))
+    without_items = np.full(len(table), UNKNOWN)  # as an earlier release has kept them
+    return IncidentTable(**({"opened": None, "item": without_items} | columns))
 
 
 def _table(export: Export, columns: Columns) -> IncidentTable:
@@ -120,6 +122,7 @@ def _table(export: Export, columns: Columns) -> IncidentTable:
         subcategory=subcategory,
         configuration_item=_within(subcategory, _numbers(rows["configuration_item"])),
         assignment_group=_within(subcategory, _numbers(rows["assignment_group"])),
+        item=_numbers(rows["configuration_item"]),
         text_number=_numbers(pa.chunked_array([[normalise(text) for text in texts]], pa.large_string())),
         cluster=_components(links, len(rows)),
         group=_components(np.concatenate([links, near]), len(rows)),

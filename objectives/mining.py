@@ -39,6 +39,10 @@ class TrainPairs:
     grades: FloatArray = field(default_factory=NO_GRADES.copy)  # (labelled,)
     positive_grade: float = 1.0
 
+    def rows(self, columns: str) -> int:
+        """What an epoch of a loss over these columns is."""
+        return len(self.ends if columns in ("ranked", "triplets") else self.labelled)
+
 
 def mine(
     table: IncidentTable,

@@ -41,7 +41,7 @@ JARGON = re.compile("instance of|discriminator|tuple|validation|Errno|Error", re
 
 # What stands under `space: {parameters: ...}`.
 PARAMETERS = """
-== unknown parameter -> no parameter 'learning_rte'; there are learning_rate, batch_size
+== unknown parameter -> no parameter 'learning_rte'; there are model, max_seq_tokens, stage
 learning_rte: {type: float, low: 1e-5, high: 0.1}
 == unknown type -> 'float', 'int', 'categorical'
 epochs: {type: integer, low: 1, high: 3}
@@ -198,7 +198,7 @@ parameters:
 == preset with everything fixed -> at least one parameter must be searched
 preset: advanced
 parameters: {learning_rate: 0.01, scale: 20.0, weight_decay: 0.0, max_grad_norm: 1.0,  # here
-  false_negatives: keep, augmentation: "off"}
+  false_negatives: keep, augmentation: "off", loss: mnrl, second_loss: "off"}
 == preset with an unknown parameter -> no parameter 'epoch'
 preset: quick_wins
 parameters:

@@ -42,6 +42,7 @@ def make_table(
         subcategory=np.array(subcategory),
         configuration_item=np.full(len(own), -1) if item is None else np.asarray(item),
         assignment_group=np.full(len(own), -1),
+        item=np.full(len(own), -1) if item is None else np.asarray(item),
         text_number=own if text is None else np.asarray(text),
         cluster=clusters,
         group=clusters,

@@ -10,7 +10,7 @@ import pytest
 from optuna.samplers import RandomSampler
 from pydantic import TypeAdapter, ValidationError
 
-from hpo.config import Budget, StudyFile, baselines, searched, trial_config
+from hpo.config import Budget, StudyFile, baselines, searched, settings, trial_config
 from hpo.spaces import FOLDER, PRESETS, preset_parameters, read_space
 from hpo.yamlfile import Place
 from objectives.config import Incidents
@@ -221,7 +221,7 @@ def test_every_edge_and_every_baseline_of_a_preset_trains(preset: str, model: st
     assert set(baselines(file)) == {"v4", "hand_set"}
     for values in [*(values for _, values in edges(searched(file))), *baselines(file).values()]:
         config = trial_config(file, values)
-        assert (config.training.model_dump() | config.mining.model_dump()).items() >= values.items()
+        assert settings(config).items() >= values.items()
 
 
 @pytest.mark.parametrize("model", MODELS)
