@@ -24,6 +24,7 @@ app.add_typer(db, name="db")
 app.add_typer(space, name="space")
 app.add_typer(study_group, name="study")
 
+ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="What `hpo train` made.")]
 StudyPath = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Study file.")]
 
 
@@ -176,6 +177,25 @@ def train(
 
 
 @app.command()
+def ensemble(
+    study: StudyName,
+    out: Annotated[Path, typer.Option("-o", help="Folder for the model; must not exist yet.")],
+    top: Annotated[int, typer.Option(min=1, help="Choose among so many of the best trials.")] = 8,
+    distill: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Teach this base what the ensemble knows.")
+    ] = None,
+) -> None:
+    """Combine the best trials' models on validation, judge once on test, and write one model.
+
+    Example: hpo ensemble demo --top 8 -o model
+    """
+    from hpo.ensemble import make_ensemble
+    from hpo.run import open_by_name
+
+    make_ensemble(*open_by_name(study), top, out, distill)
+
+
+@app.command()
 def pairs(
     study: StudyName,
     out: Annotated[Path, typer.Option("-o", help="CSV file to write: texts, grade, label.")],
@@ -189,6 +209,40 @@ def pairs(
     from hpo.train import write_pairs
 
     print(f"{write_pairs(*open_by_name(study), split, out)} pairs: {out}")
+
+
+@app.command()
+def match(
+    model: ModelFolder,
+    first: Annotated[str, typer.Argument(metavar="TEXT", help="Of one incident.")],
+    second: Annotated[str, typer.Argument(metavar="TEXT", help="Of another.")],
+    same_item: Annotated[bool, typer.Option("--same-item", help="Both concern one configuration item.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Say whether two incidents are a match: their similarity, and its probability where the model has a head.
+
+    Example: hpo match model "VPN drops every hour" "no connection to vpn"
+    """
+    from hpo.match import match as match_texts
+
+    match_texts(model, first, second, same_item=same_item, as_json=as_json)
+
+
+@app.command()
+def similar(
+    model: ModelFolder,
+    incidents: Annotated[Path, typer.Argument(metavar="INCIDENTS", help="Export with the columns of the training's.")],
+    query: Annotated[str, typer.Option(help="Text of an incident; - reads it from standard input.")],
+    top: Annotated[int, typer.Option(min=1, help="How many to list.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list.")] = False,
+) -> None:
+    """List the incidents of an export that are most similar to a text.
+
+    Example: hpo similar model incidents.csv --query "VPN drops every hour" --top 5
+    """
+    from hpo.match import similar as list_similar
+
+    list_similar(model, incidents, query, top, as_json=as_json)
 
 
 @app.command()

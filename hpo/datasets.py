@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +22,11 @@ LARGEST_BYTES = 256 << 20  # a larger one stays where it is: give incidents.path
 
 def cache_folder() -> Path:
     return default_home() / "cache"
+
+
+def models_folder() -> Path:
+    """Of the best trials of each study: hpo/ensemble.py."""
+    return default_home() / "models"
 
 
 def to_store(incidents: Incidents) -> bytes | None:
@@ -57,11 +63,12 @@ def is_here(incidents: Incidents) -> bool:
 
 
 def clean() -> int:
-    """Removes what this box has kept of exports and pairs; returns its bytes. It is made anew when needed."""
+    """Removes what this box has kept of exports, pairs and models; returns its bytes. It is made anew when needed."""
     size = 0
-    for file in cache_folder().glob("*"):
+    for file in [*cache_folder().glob("*"), *models_folder().rglob("*")]:
         with suppress(OSError):
             removed = file.stat().st_size
             file.unlink()
             size += removed
+    shutil.rmtree(models_folder(), ignore_errors=True)
     return size

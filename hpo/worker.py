@@ -17,10 +17,11 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 from sqlalchemy import URL
 
-from hpo.config import StudyFile, trial_config
+from hpo.config import StudyFile, models, revisions, trial_config
 from hpo.datasets import cache_folder, is_here
 from hpo.datasets import fetch as fetch_incidents
 from hpo.ending import end_if_due
+from hpo.ensemble import keep_best, kept_model, least_to_keep
 from hpo.errors import HpoError, InputError, Interrupted, SetupError
 from hpo.feasible import excesses, floors_of
 from hpo.memory import ladder
@@ -71,7 +72,8 @@ def work(url: URL, name: str) -> int:
     trainer.deadlines, trainer.limits = file.deadlines, file.limits
     refuse_other_versions(study)
     _have_incidents(storage, file)
-    logger.info("model %s: %s", file.model, fetch(file.model, file.model_revision))  # the trainer asks no hub
+    for model in models(file):  # the trainer asks no hub
+        logger.info("model %s: %s", model, fetch(model, revisions(file).get(model)))
     checkpoints = SharedCheckpoints(file.name, file.checkpoints.folder)
     checkpoints.tidy(trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished())
     study.pruner = optuna.pruners.NopPruner()  # hpo/pruning.py asks Optuna's
@@ -157,6 +159,7 @@ def _run_trial(worker: Worker, claim: Claim) -> str:
             return _give_back(worker, claim, number, message["message"], "device")
         _record(worker.study, worker.file, claim.trial_id, message | {"worker": worker.name})
         worker.checkpoints.remove(number)
+        keep_best(worker.study, worker.file)
     except SetupError:
         worker.keeper.drop()
         worker.storage.release(claim.trial_id, reason=None)
@@ -188,6 +191,8 @@ def _train(worker: Worker, trial_id: int) -> dict[str, Any]:
         checkpoint_folder=str(worker.checkpoints.folder(trial.number)),
         checkpoint_every_s=worker.file.checkpoints.every_s,
         cache=str(cache_folder()),
+        keep_in=str(kept_model(worker.file.name, trial.number)),
+        keep_above=least_to_keep(worker.study, worker.file),
     )
     message: dict[str, Any] = {}
     worker.checkpoints.fetch(trial.number, lambda: worker.trainer.stopped)

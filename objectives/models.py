@@ -92,6 +92,7 @@ def _static_encoder(name: str, max_seq_tokens: int, texts: Sequence[str]) -> Enc
     def whole() -> SentenceTransformer:
         full = weights.clone()
         full[used] = module.embedding.weight.detach().cpu()
+        tokenizer.enable_truncation(max_seq_tokens)  # another trial may have cut its texts elsewhere
         return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=full)], device="cpu")
 
     module = StaticEmbedding(tokenizer, embedding_weights=weights[used].clone())
@@ -142,7 +143,10 @@ def _token_embeddings(name: str) -> tuple[Tokenizer, torch.Tensor]:
     first: Any = model[0]
     if isinstance(first, StaticEmbedding):
         return first.tokenizer, first.embedding.weight.detach().clone()
-    return model.tokenizer.backend_tokenizer, first.auto_model.get_input_embeddings().weight.detach().clone()
+    tokenizer = Tokenizer.from_str(
+        model.tokenizer.backend_tokenizer.to_str()
+    )  # the transformer pads and cuts with its own
+    return tokenizer, first.auto_model.get_input_embeddings().weight.detach().clone()
 
 
 @lru_cache(maxsize=1)

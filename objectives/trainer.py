@@ -30,13 +30,14 @@ import torch
 from objectives.checkpoints import CheckpointError
 from objectives.config import ALIVE_S, Job
 from objectives.device import DeviceError
+from objectives.ensemble import keep_model
 from objectives.evaluation import Collapsed
 from objectives.finetune import finetune
 from objectives.model_files import ModelError
-from objectives.progress import Diverged, Interrupted, Interruptions, Progress
+from objectives.progress import Diverged, Interrupted, Interruptions, Progress, Unsuitable
 from objectives.reading import DataError
 
-INFEASIBLE = (Collapsed, Diverged)
+INFEASIBLE = (Collapsed, Diverged, Unsuitable)
 OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")  # what torch says of it
 BROKEN_SETUP = (DataError, ModelError, DeviceError, CheckpointError)
 STOP = '"stop"'
@@ -129,7 +130,11 @@ def _train(job: Job, pipe: Pipe) -> str:
         on_checkpoint=lambda: pipe.send(_line("checkpoint")),
     )
     cache = Path(job.cache) if job.cache else None
-    return _line("result", **asdict(finetune(job.config, report, interruptions, job.memory, cache).result))
+    trained = finetune(job.config, report, interruptions, job.memory, cache)
+    is_complete = trained.result.stop_reason != "pruned"
+    if job.keep_in and is_complete and trained.result.scores["spearman"] > job.keep_above:
+        keep_model(trained.save, Path(job.keep_in), job.config)
+    return _line("result", **asdict(trained.result))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -113,7 +113,12 @@ def test_no_text_that_is_held_out_is_learnt_from(
     short: TrialConfig, few: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[str]] = []
-    monkeypatch.setattr(stages, "_run", lambda config, model, texts, check: seen.append(texts) or {})
+
+    def watched(config: TrialConfig, model: Any, texts: list[str], check: Any) -> Weights:
+        seen.append(texts)
+        return {}
+
+    monkeypatch.setattr(stages, "_run", watched)
     run(staged(short, "mlm"), few)
     assert seen == [[few.table.texts[number] for number in few.splits["train"]]]
 
