@@ -70,9 +70,9 @@ def main(study: str, names: Iterable[str]) -> None:
     plain = by_choice.pop(PLAIN)
     print(f"{PLAIN}: " + ", ".join(f"{m} {v:.3f}" for m, v in zip(METRICS, plain.mean(0), strict=True)) + "\n")
     print("| choice | " + " | ".join(METRICS) + " |\n|---|" + "---|" * len(METRICS))
-    gains = {name: [_gain(column) for column in (scores - plain).T] for name, scores in by_choice.items()}
+    gains = {name: [gain(column) for column in (scores - plain).T] for name, scores in by_choice.items()}
     for name, row in gains.items():
-        print(f"| {name} | " + " | ".join(_in_words(*gain) for gain in row) + " |")
+        print(f"| {name} | " + " | ".join(in_words(*gain) for gain in row) + " |")
     print(json.dumps({name: dict(zip(METRICS, row, strict=True)) for name, row in gains.items()}))
 
 
@@ -102,13 +102,13 @@ def _scores(study: str, choice: str, seed: int) -> list[float]:
     return [run.curve[-1].scores[metric] for metric in METRICS]
 
 
-def _gain(differences: np.ndarray) -> tuple[float, float]:
+def gain(differences: np.ndarray) -> tuple[float, float]:
     """Mean and half-width of its 95 % interval."""
     spread = differences.std(ddof=1) / np.sqrt(len(differences))
     return float(differences.mean()), float(spread * t.ppf(0.975, len(differences) - 1))
 
 
-def _in_words(mean: float, half: float) -> str:
+def in_words(mean: float, half: float) -> str:
     text = f"{mean:+.3f} ± {half:.3f}"
     return f"**{text}**" if abs(mean) > half else text
 

@@ -202,7 +202,7 @@ class Head(BaseModel):
     model_config = STRICT
     head: Literal["off", "logistic", "boosting"] = "off"
     head_balance: Literal["off", "class_weight", "smote"] = "off"  # against the few positives
-    head_pairs: Annotated[int, Field(ge=100)] = 20_000  # of training incidents, in the shares of held-out pairs
+    head_pairs: Annotated[int, Field(ge=100)] = 40_000  # of training incidents, in the shares of held-out pairs
 
 
 class TrialConfig(BaseModel):

@@ -166,7 +166,7 @@ def _practise(
     memory: Memory,
 ) -> Practice:
     """The same training for as long as the best evaluation took, without some incidents that it has not seen then."""
-    unseen, evaluations, end = unseen_incidents(data, config.seed), count(), run.best.epoch if run.best else 0.0
+    unseen, evaluations, end = unseen_incidents(data, config.pairs.seed), count(), run.best.epoch if run.best else 0.0
     others = np.setdiff1d(data.splits["train"], unseen)
     smaller = replace(data, splits={**data.splits, "train": others})
 
