@@ -100,6 +100,8 @@ def _end(trial: FrozenTrial) -> Iterator[str]:
             yield f"beyond the study's constraint on {name}, by {_short(excess)}"
     if all(name in found for name in METRICS):
         yield ", ".join(f"{name} {found[name]:.4f}" for name in METRICS)
+    if head := found.get("head"):
+        yield "with its match head: " + ", ".join(f"{name} {head[name]:.4f}" for name in METRICS)
 
 
 def _short(value: object) -> str:

@@ -29,7 +29,8 @@ from objectives.progress import UNINTERRUPTED, Fit, Interruptions, Progress, Rep
 from objectives.stages import stage_weights
 from objectives.training import fit
 
-UNTRAINED: dict[str, Scores] = {}  # of the last study in this process
+UNTRAINED: dict[str, Scores] = {}  # of the base models that this process has met
+MOST_MODELS = 16
 
 
 @dataclass(frozen=True)
@@ -203,9 +204,10 @@ def _at_hand(config: TrialConfig) -> str:
 
 def _untrained(config: TrialConfig, model: str, data: Data, check: Callable[[], None]) -> Scores:
     """The base model's scores: the same for all trials of a study, so measured once."""
-    key = config.model_dump_json(exclude={"training", "mining", "seed", "threads"})
+    key = config.model_dump_json(exclude={"training", "mining", "pretraining", "head", "seed", "threads"})
     if key not in UNTRAINED:
-        UNTRAINED.clear()
+        if len(UNTRAINED) == MOST_MODELS:
+            UNTRAINED.clear()
         UNTRAINED[key] = score(
             rank_validation(load_encoder(model, config.max_seq_tokens, data.table.texts), data, check)
         )
