@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 # Tests that measure no time, so that they may run beside others.
-CALM := $(addprefix tests/postgres/test_,plan_runs.py warm_start.py search_commands.py)
+CALM := $(addprefix tests/postgres/test_,plan_runs.py warm_start.py search_commands.py methods.py ensemble_command.py)
 
 .PHONY: help setup demo test lint bench chaos gpu-check
 help:
@@ -36,7 +36,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	$(BIN)/python -m bench.training_loop
+	$(BIN)/python -m bench.trial
 	$(BIN)/python -m bench.coordination --quick
 
 chaos: setup

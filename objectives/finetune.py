@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from objectives.config import AT_ONCE, COLUMNS, HEAD_FOLDER, STATIC, Memory, TrialConfig
+from objectives.config import ALIVE_S, AT_ONCE, COLUMNS, HEAD_FOLDER, STATIC, Memory, TrialConfig
 from objectives.data import Data, load_data, train_pairs
 from objectives.device import device_name, is_deterministic, resolved
 from objectives.evaluation import FloatArray, MetricName, Ranking, bootstrap_intervals, ceilings, rank_pairs, score
@@ -98,7 +99,10 @@ def finetune(
     if config.head.head != "off" and not pruned:
         vectors = encode(encoder, np.arange(len(data.table)), interruptions.check)
         practice = _practise(config, model, weights, data, run, interruptions, memory)
-        head = fit_head(config.head, data, vectors, practice, config.pairs, config.seed)
+        head = _attended(
+            interruptions.check,
+            lambda: fit_head(config.head, data, vectors, practice, config.pairs, config.seed),
+        )
         head_scores = scores_of_head(head, data, vectors)
     result = Result(
         scores=score(ranking),
@@ -119,6 +123,16 @@ def finetune(
         head=head_scores,
     )
     return Finetuned(result, encoder, head)
+
+
+def _attended(check: Callable[[], None], work: Callable[[], MatchHead]) -> MatchHead:
+    """In a thread: on a large export it takes minutes, and somebody must say that the trainer lives."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        while not future.done():
+            check()
+            wait([future], ALIVE_S)
+        return future.result()
 
 
 def _train(
