@@ -30,6 +30,7 @@ from objectives.progress import UNINTERRUPTED, Fit, Interruptions, Progress, Rep
 from objectives.stages import stage_weights
 from objectives.training import fit
 
+PAIRS_AT_ONCE = 1_024  # whose vectors stay in the CPU's cache
 UNTRAINED: dict[str, Scores] = {}  # of the base models that this process has met
 MOST_MODELS = 16
 
@@ -205,9 +206,9 @@ def rank_validation(encoder: Encoder, data: Data, check: Callable[[], None] = la
 def _similarities(encoder: Encoder, pairs: GradedPairs, check: Callable[[], None]) -> FloatArray:
     numbers, rows = np.unique(np.concatenate([pairs.anchors, pairs.others]), return_inverse=True)
     vectors = encode(encoder, numbers, check).astype(np.float64)
-    a, b = np.split(rows, 2)
-    cosines: FloatArray = np.einsum("ij,ij->i", vectors[a], vectors[b])
-    return cosines
+    ends = rows.reshape(2, -1)
+    parts = (ends[:, start : start + PAIRS_AT_ONCE] for start in range(0, ends.shape[1], PAIRS_AT_ONCE))
+    return np.concatenate([np.einsum("ij,ij->i", vectors[a], vectors[b]) for a, b in parts])
 
 
 def _at_hand(config: TrialConfig) -> str:

@@ -55,12 +55,12 @@ class Encoder:
 
 
 def load_encoder(name: str, max_seq_tokens: int, texts: Sequence[str], weights: Weights | None = None) -> Encoder:
-    """A fresh copy of the base model over `texts`; nothing is read twice in one process. Raises ModelError.
+    """The base model over `texts`, which are tokenised once in a process. Raises ModelError.
 
     weights: what a stage made of a transformer's.
     """
     plain = name.removeprefix(STATIC)
-    if name.startswith(STATIC) or isinstance(base_model(plain)[0], StaticEmbedding):
+    if name.startswith(STATIC) or is_static(plain):
         return _static_encoder(plain, max_seq_tokens, texts)
     return _transformer_encoder(plain, max_seq_tokens, texts, weights)
 
@@ -100,20 +100,54 @@ def _static_encoder(name: str, max_seq_tokens: int, texts: Sequence[str]) -> Enc
 
 
 def _transformer_encoder(name: str, max_seq_tokens: int, texts: Sequence[str], weights: Weights | None) -> Encoder:
-    model = copy.deepcopy(base_model(name))
+    model = base_model(name)
     if weights is not None:
         model.load_state_dict(weights)
-    model.to(device())
     model.max_seq_length = min(max_seq_tokens, model.max_seq_length or max_seq_tokens)
     tokenizer = model.tokenizer
     tokens = _tokens(name, model.max_seq_length, tuple(texts))
     lengths = np.array([len(ids) for ids in tokens["input_ids"]], dtype=np.int64)
 
+    first: Any = model[0]
+    occurring = {token for ids in tokens["input_ids"] for token in ids}
+    place, restore = _trim(first.auto_model, occurring, tokenizer.pad_token_id or 0)
+    model.to(device())
+
     def collate(numbers: IntArray) -> Features:
         batch = {key: [values[n] for n in numbers] for key, values in tokens.items()}
-        return {key: value.to(device()) for key, value in tokenizer.pad(batch, return_tensors="pt").items()}
+        padded = dict(tokenizer.pad(batch, return_tensors="pt"))
+        padded["input_ids"] = place[padded["input_ids"]]
+        return {key: value.to(device()) for key, value in padded.items()}
 
-    return Encoder(model, collate, lengths, lambda: model)
+    def whole() -> SentenceTransformer:
+        full: Any = copy.deepcopy(model).cpu()
+        vars(full).pop("forward", None)  # of train_in_bfloat16, which would call the trimmed one
+        restore(full[0].auto_model)
+        return full.to(device())  # type: ignore[no-any-return]
+
+    return Encoder(model, collate, lengths, whole)
+
+
+def _trim(model: Any, occurring: set[int], padding: int) -> tuple[torch.Tensor, Callable[[Any], None]]:
+    """To the tokens that occur: half of a small model's weights are of others. Their new places, and the way back.
+
+    Up to the padding all keep their places: some models tell positions by it.
+    """
+    old = model.get_input_embeddings()
+    used = torch.tensor(sorted(occurring | set(range(padding + 1))))
+    place = torch.zeros(len(old.weight), dtype=torch.int64)
+    place[used] = torch.arange(len(used))
+    rows = old.weight.detach()[used]
+    trimmed = torch.nn.Embedding(len(rows), rows.shape[1], old.padding_idx, device="meta")
+    trimmed.weight = torch.nn.Parameter(rows)
+    model.set_input_embeddings(trimmed)
+
+    def restore(model: Any) -> None:
+        full = copy.deepcopy(old)
+        full.weight.data[used] = model.get_input_embeddings().weight.detach()
+        model.set_input_embeddings(full)
+
+    return place, restore
 
 
 @lru_cache(maxsize=1)
@@ -129,7 +163,7 @@ def _static_tokens(name: str, max_seq_tokens: int, texts: tuple[str, ...]) -> tu
 
 @lru_cache(maxsize=1)
 def _tokens(name: str, max_seq_tokens: int, texts: tuple[str, ...]) -> dict[str, list[list[int]]]:
-    return dict(base_model(name).tokenizer(list(texts), truncation=True, max_length=max_seq_tokens))
+    return dict(_tokenizer(name)(list(texts), truncation=True, max_length=max_seq_tokens))
 
 
 def _tensor(values: IntArray) -> torch.Tensor:
@@ -149,8 +183,18 @@ def _token_embeddings(name: str) -> tuple[Tokenizer, torch.Tensor]:
     return tokenizer, first.auto_model.get_input_embeddings().weight.detach().clone()
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=16)
+def is_static(name: str) -> bool:
+    return isinstance(base_model(name)[0], StaticEmbedding)
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(name: str) -> Any:
+    return base_model(name).tokenizer
+
+
 def base_model(name: str) -> SentenceTransformer:
+    """From the system's memory of its files: a copy kept beside would cost as much as a quarter of the training."""
     try:
         return SentenceTransformer(
             str(fetch(name)), device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True}

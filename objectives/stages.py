@@ -6,7 +6,6 @@ trials and workers.
 
 from __future__ import annotations
 
-import copy
 import fcntl
 import math
 import time
@@ -20,7 +19,6 @@ import safetensors.torch
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import DenoisingAutoEncoderLoss
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from sentence_transformers.util import batch_to_device
 from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling, get_scheduler
 from transformers.utils import logging
@@ -30,7 +28,7 @@ from objectives.config import Pretraining, TrialConfig
 from objectives.data import Data
 from objectives.device import device, resolved
 from objectives.incidents import cache_key
-from objectives.models import Weights, base_model
+from objectives.models import Weights, base_model, is_static
 from objectives.progress import Diverged, Unsuitable
 
 STAGER = 1  # to be raised when a stage comes out otherwise: what boxes have kept is then made anew
@@ -48,7 +46,7 @@ def stage_weights(
     """Of the model (a folder) after its stage; None without one. Raises Unsuitable, Diverged, and what `check` does."""
     if config.pretraining.stage == "off":
         return None
-    if isinstance(base_model(model)[0], StaticEmbedding):
+    if is_static(model):
         raise Unsuitable(f"stage {config.pretraining.stage} is for transformers; {config.model!r} is a static model")
     parts = {"max_seq_tokens", "model", "model_revision", "pretraining", "splits", "labels", "threads"}
     decided_by = config.model_dump(mode="json", include=parts)
@@ -57,7 +55,7 @@ def stage_weights(
 
     def make() -> bytes:
         texts = [data.table.texts[number] for number in data.splits["train"]]
-        return safetensors.torch.save(_run(config, copy.deepcopy(base_model(model)), texts, check))
+        return safetensors.torch.save(_run(config, base_model(model), texts, check))
 
     with _alone(folder, key, check):
         return safetensors.torch.load(cached(folder, "stage", key, make))

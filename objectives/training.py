@@ -17,7 +17,7 @@ import torch
 from objectives.config import AT_ONCE, Memory, Training
 from objectives.losses import batches, make_terms
 from objectives.mining import TrainPairs
-from objectives.models import Encoder
+from objectives.models import Encoder, Weights
 from objectives.nearness import Barred
 from objectives.optimization import Optimization
 from objectives.progress import UNINTERRUPTED, Fit, Interrupted, Interruptions, Progress, Report, Scores, Verdict
@@ -82,9 +82,18 @@ def _judge(run: Fit, progress: Progress, encoder: Encoder, config: Training, ver
     run.evaluations_since_best += 1
     if run.best is None or progress.scores["spearman"] > run.best.scores["spearman"]:
         run.best = progress
-        run.best_weights = {name: value.clone() for name, value in encoder.model.state_dict().items()}
+        _keep(encoder.model.state_dict(), run.best_weights)
         run.evaluations_since_best = 0
     if verdict != "go on":
         run.stop_reason = "pruned" if verdict == "prune" else "overtaken"
     elif config.patience != "off" and progress.epoch >= config.min_epochs:
         run.stop_reason = "early_stopping" if run.evaluations_since_best >= config.patience else "completed"
+
+
+def _keep(weights: Weights, place: Weights) -> None:
+    """A copy, where the one before it was: there is never a third."""
+    for name, value in weights.items():
+        if name in place:
+            place[name].copy_(value)
+        else:
+            place[name] = value.clone()
