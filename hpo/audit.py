@@ -38,11 +38,11 @@ def replay(pruner: Pruner, trials: Sequence[FrozenTrial], longest: int, floors: 
         ended.append(curve)
         peers += [curve] if is_peer(trial, floors) else []
         known += [trial] if curve.state == TrialState.COMPLETE else []
-    seen, total = (sum(curve.steps[-1] for curve in some) for some in (ended, [curve_of(t, None) for t in trials]))
+    seen, total = (sum(curve.steps[-1] for curve in some) for some in (ended, [curve_of(t, {}) for t in trials]))
     reaching = [reaches(trial, floors) and trial.state == TrialState.COMPLETE for trial in trials]
     if not any(reaching):
         reaching = [True] * len(trials)
-    best, kept = (_best(compress(some, reaching)) for some in ([curve_of(t, None) for t in trials], ended))
+    best, kept = (_best(compress(some, reaching)) for some in ([curve_of(t, {}) for t in trials], ended))
     pruned = sum(curve.state == TrialState.PRUNED for curve in ended)
     return Replay(pruned, 1 - seen / total, best - kept)
 
@@ -62,7 +62,7 @@ def _best(curves: Iterable[Curve]) -> float:
 
 def print_audit(study: optuna.Study, file: StudyFile, *, as_json: bool) -> None:
     """Raises InputError for a study without enough curves."""
-    trials = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and curve_of(t, None).steps]
+    trials = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and curve_of(t, {}).steps]
     if not any(trial.state == TrialState.COMPLETE for trial in trials):
         raise InputError(f"study {study.study_name!r} has no completed trial; there is nothing to compare")
     longest, floors = longest_plan(file), floors_of(trials, file)

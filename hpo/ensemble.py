@@ -17,6 +17,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial
 
+from hpo.base_models import absolute_model
 from hpo.config import StudyFile, trial_config
 from hpo.datasets import cache_folder, models_folder
 from hpo.datasets import fetch as fetch_incidents
@@ -25,7 +26,7 @@ from hpo.feasible import Floors, best_trials, floors_of
 from hpo.files import make_folder
 from hpo.model_folder import ModelFacts, write_facts
 from hpo.study import ours, parameters_of, refuse_other_versions
-from objectives.config import STATIC, Memory, TrialConfig
+from objectives.config import STATIC, Head, Memory, TrialConfig
 from objectives.data import Data, load_data
 from objectives.evaluation import INTERVAL, METRICS, RESAMPLES, Ranking, bootstrap_intervals, rank_pairs, score
 from objectives.model_files import fetch
@@ -112,8 +113,13 @@ def _test_pairs(data: Data, file: StudyFile) -> GradedPairs:
 
 def _student(model: str | None, configs: Sequence[TrialConfig], best: Path) -> str | None:
     """What is distilled into, as load_encoder() takes it: the best trial's model if it has that base. ModelError."""
-    if model is None or model == configs[0].model:
-        return model and str(best.absolute())
+    if model is None:
+        return None
+    if not model.removeprefix(STATIC):
+        raise InputError(f"--distill {model!r}: give a model's name, or a folder")
+    model = absolute_model(model, Path())
+    if model == configs[0].model:
+        return str(best.absolute())
     revisions = {config.model: config.model_revision for config in configs}
     return f"{STATIC if model.startswith(STATIC) else ''}{fetch(model, revisions.get(model))}"
 
@@ -132,7 +138,8 @@ def _model_of(study: str, trial: FrozenTrial, config: TrialConfig) -> Path:
     def report(progress: Progress) -> Verdict:
         return "go on" if progress.epoch < found["stop_epoch"] else "overtaken"  # as it may have been
 
-    trained = finetune(config, report, memory=memory, cache=cache_folder())
+    plain = config.model_copy(update={"head": Head()})  # heads are not combined
+    trained = finetune(plain, report, memory=memory, cache=cache_folder())
     scored = f"spearman {trained.result.scores['spearman']:.4f}, recorded {trial.value:.4f}"
     print(f"trial {trial.number}: trained again, {time.monotonic() - began:.0f} s, {scored}", flush=True)
     keep_model(trained.save, folder, config)

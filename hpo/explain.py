@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -98,8 +99,14 @@ def _end(trial: FrozenTrial) -> Iterator[str]:
     for name, excess in trial.constraints.items():
         if excess > 0 and name != found.get("reason"):
             yield f"beyond the study's constraint on {name}, by {_short(excess)}"
+    yield from _scores(found)
+
+
+def _scores(found: dict[str, Any]) -> Iterator[str]:
     if all(name in found for name in METRICS):
         yield ", ".join(f"{name} {found[name]:.4f}" for name in METRICS)
+    if found.get("no_head"):
+        yield f"without a match head: {found['no_head']}"
     if head := found.get("head"):
         yield "with its match head: " + ", ".join(f"{name} {head[name]:.4f}" for name in METRICS)
 

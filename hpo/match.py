@@ -51,6 +51,8 @@ def match(folder: Path, first: str, second: str, *, same_item: bool, as_json: bo
 def similar(folder: Path, path: Path, query: str, top: int, *, as_json: bool) -> None:
     """Raises InputError, DataError, ModelError, SetupError."""
     facts = read_facts(folder)
+    if query == "-" and sys.stdin is None:
+        raise InputError("--query - reads standard input, which is closed")
     text = _as_read(sys.stdin.buffer.read().decode(errors="replace") if query == "-" else query)
     here = facts.incidents.model_copy(update={"path": str(path), "sha256": None, "dataset": None})
     incidents, model = _without_links(whole_incidents(here, Path())), _load(folder)

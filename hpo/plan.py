@@ -203,7 +203,7 @@ def _carried(fresh: StudyFile, plan: Plan, number: int, storage: PostgresStorage
     known = {name for file in plan.files[:number] for name in searched(file)}
     parameters = {
         name: _from_best(parameter, best[field_of(name)], phase)
-        if name in known and isinstance(parameter, Range)
+        if name in known and isinstance(parameter, Range) and is_there(parameter, best)
         else parameter
         for name, parameter in fresh.space.parameters.items()
     }

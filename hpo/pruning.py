@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from binascii import crc32
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, takewhile
 from typing import Any, Literal, cast
@@ -25,10 +25,12 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.config import Pruner, StudyFile, searched
+from hpo.config import OF_THE_FILE, Pruner, StudyFile, searched
 from hpo.feasible import Floors, floors_of, reaches
-from hpo.study import is_baseline
-from search_spaces.space import Choice, IntRange
+from hpo.study import is_baseline, parameters_of
+from search_spaces.space import Choice, IntRange, Value
+
+Base = tuple[Value | None, ...]
 
 PLANNED, WHY_PRUNED = "planned_examples", "why_pruned"  # a trial's user attributes
 
@@ -133,18 +135,25 @@ def decide(pruner: Pruner, own: Curve, peers: Sequence[Curve], margin: float, lo
     return Decision("prune" if gives_up(own.best + margin) else "overtaken", why)
 
 
-def curve_of(trial: FrozenTrial, untrained: float | None) -> Curve:
-    """Reports that are no numbers count for nothing."""
+def curve_of(trial: FrozenTrial, untrained: Mapping[Base, float]) -> Curve:
+    """From its untrained model on, where that is known. Reports that are no numbers count for nothing."""
     reports = sorted((step, value) for step, value in trial.intermediate_values.items() if math.isfinite(value))
     planned = trial.user_attrs.get(PLANNED, reports[-1][0] if reports else 0)
-    points = [(0, untrained), *reports] if untrained is not None else reports
+    before = untrained.get(_base(trial))
+    points = [(0, before), *reports] if before is not None else reports
     steps, spearman = tuple(step for step, _ in points), tuple(float(value) for _, value in points)
     return Curve(trial.number, planned, steps, spearman, trial.state)
 
 
-def untrained_of(trials: Sequence[FrozenTrial]) -> float | None:
-    """The base model's Spearman, which all trials of a study begin with."""
-    return next((t.user_attrs["untrained"]["spearman"] for t in trials if "untrained" in t.user_attrs), None)
+def untrained_of(trials: Sequence[FrozenTrial]) -> dict[Base, float]:
+    """The Spearman that trials with this base model begin with."""
+    return {_base(t): t.user_attrs["untrained"]["spearman"] for t in trials if "untrained" in t.user_attrs}
+
+
+def _base(trial: FrozenTrial) -> Base:
+    """What of its parameters decides how it begins; the rest is equal for all trials of a study."""
+    values = parameters_of(trial)
+    return tuple(values.get(name) for name in OF_THE_FILE)
 
 
 def margin_of(trials: Sequence[FrozenTrial], pruner: Pruner) -> float:

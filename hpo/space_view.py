@@ -62,7 +62,9 @@ def _file(name: str, model: str | None) -> SpaceWithBaselines:
     if path.suffix not in (".yaml", ".yml"):
         raise InputError(f"no preset {name!r}; there are {', '.join(PRESETS)}, or give a study file")
     file, place = read_yaml(path, StudyFile), Place(path)
-    space = read_space(file.model_copy(update={"model": model or file.model}), place, place.below("space")).space
+    if model is not None:
+        file = file.model_copy(update={"model": model})
+    space = read_space(file, place, place.below("space")).space
     assert isinstance(space, SpaceWithBaselines)
     return space
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 import search_spaces
+from hpo.base_models import by_kind, check_models, for_kinds, model_choices, only_for, with_whole_paths
 from hpo.config import OF_THE_FILE, SECTIONS, StudyFile, field_of, settings, trial_config, with_values
 from hpo.errors import InputError
 from hpo.export import read_best_file
 from hpo.yamlfile import Place, read_yaml
-from objectives.config import STATIC
 from search_spaces.space import (
     Choice,
     Parameter,
@@ -55,7 +54,8 @@ def read_space(file: StudyFile, place: Place, space_place: Place) -> StudyFile:
     own = written.space.parameters
     _check_names(file, written.place, own)
     names = model_choices(file, own)
-    parameters = _merged(written, names)
+    check_models(file, place, written.place, own)
+    parameters = for_kinds(written.place, _merged(written, names), names)
     for location, message in problems(parameters):
         if location[0] in own:
             raise written.place.below("parameters", *location).error(message)
@@ -85,52 +85,16 @@ def preset_parameters(name: str, models: Sequence[str]) -> dict[str, Parameter]:
         own = dict[str, Parameter]()
         for kind, names in kinds.items():
             bounds: dict[str, Parameter] = getattr(preset, kind)
-            own |= bounds if len(kinds) == 1 else {f"{key}@{kind}": _only_for(names, bounds[key]) for key in bounds}
+            own |= bounds if len(kinds) == 1 else {f"{key}@{kind}": only_for(names, bounds[key]) for key in bounds}
         merged = own | preset.both | merged
     return merged
-
-
-def by_kind(models: Sequence[str]) -> dict[str, list[str]]:
-    kinds = {"static": [name for name in models if name.startswith(STATIC)]}
-    kinds["transformer"] = [name for name in models if name not in kinds["static"]]
-    return {kind: names for kind, names in kinds.items() if names}
-
-
-def _only_for(models: list[str], parameter: Parameter) -> Parameter:
-    if not isinstance(parameter, Range):
-        raise TypeError("a preset fixes nothing for one kind of models")
-    return parameter.model_copy(update={"when": {"model": tuple(models), **parameter.when}})
-
-
-def model_choices(file: StudyFile, parameters: dict[str, Parameter]) -> tuple[str, ...]:
-    own = parameters.get("model", file.model)
-    return tuple(map(str, own.choices if isinstance(own, Choice) else [own]))
 
 
 def _written(file: StudyFile, place: Place) -> Written:
     found = _as_written(file, place)
     folder = found.place.path.parent
-    parameters = {
-        name: _with_whole_paths(name, found.space.parameters[name], folder) for name in found.space.parameters
-    }
+    parameters = {name: with_whole_paths(name, found.space.parameters[name], folder) for name in found.space.parameters}
     return Written(found.space.model_copy(update={"parameters": parameters}), found.place)
-
-
-def _with_whole_paths(name: str, parameter: Parameter, folder: Path) -> Parameter:
-    """Base models that are folders are named from where the file is."""
-    if not isinstance(parameter, Range):
-        return absolute_model(str(parameter), folder) if name == "model" else parameter
-    change: dict[str, Any] = {}
-    if isinstance(parameter, Choice) and name == "model":
-        change["choices"] = tuple(absolute_model(str(model), folder) for model in parameter.choices)
-    if models := parameter.when.get("model"):
-        change["when"] = {**parameter.when, "model": tuple(absolute_model(str(model), folder) for model in models)}
-    return parameter.model_copy(update=change)
-
-
-def absolute_model(model: str, folder: Path) -> str:
-    kind, name = (STATIC, model.removeprefix(STATIC)) if model.startswith(STATIC) else ("", model)
-    return f"{kind}{(folder / name).resolve()}" if (folder / name).is_dir() else model
 
 
 def _as_written(file: StudyFile, place: Place) -> Written:
@@ -179,7 +143,7 @@ def _check_searched_once(file: StudyFile, place: Place, written: Written, parame
         raise place.below(name).error(f"{name} is in the space, too; keep one")
     for section in SECTIONS:
         for name in [name for name in parameters if field_of(name) in getattr(file, section).model_fields_set]:
-            hint = f"space: {{preset: {written.space.preset}, parameters: {{{name}: VALUE}}}}"
+            hint = f"space: {{preset: {written.space.preset}, parameters: {{{field_of(name)}: VALUE}}}}"
             mend = f"fix it there, {hint}" if written.space.preset else "keep one"
             raise place.below(section, field_of(name)).error(f"{section}.{name} is in the space, too; {mend}")
 

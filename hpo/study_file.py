@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hpo.base_models import absolute_model
 from hpo.config import StudyFile, baselines
 from hpo.errors import InputError
-from hpo.spaces import absolute_model, read_space
+from hpo.spaces import read_space
 from hpo.yamlfile import Place, read_yaml
 from objectives.config import Incidents
 from objectives.incidents import file_sha256

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import os
+import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import optuna
@@ -14,8 +16,8 @@ from hpo.config import StudyFile, trial_config
 from hpo.datasets import cache_folder, for_training
 from hpo.datasets import fetch as fetch_incidents
 from hpo.errors import HpoError, InputError
-from hpo.export import read_best_file
-from hpo.files import write_text
+from hpo.export import BestFile, read_best_file
+from hpo.files import make_folder, write_text
 from hpo.model_folder import ModelFacts, write_facts
 from hpo.study import ours
 from objectives.data import load_data, needs_model, train_pairs
@@ -23,9 +25,12 @@ from objectives.evaluation import METRICS
 from objectives.grades import grade
 from objectives.model_files import fetch
 
+if TYPE_CHECKING:
+    from objectives.finetune import Result
+
 OUT_OF_MEMORY = (
-    "out of memory. In best.yaml, set loss.name to CachedMultipleNegativesRankingLoss and loss.mini_batch_size to half "
-    "of the batch or less, or training_arguments.gradient_checkpointing to true"
+    "out of memory. In best.yaml, set loss.mini_batch_size to half of the batch or less (MultipleNegativesRankingLoss "
+    "is then the Cached one, by name), or training_arguments.gradient_checkpointing to true"
 )
 
 
@@ -35,6 +40,7 @@ def train_from_file(path: Path, out: Path) -> None:
     config = job.config
     if out.exists():
         raise InputError(f"{out} exists; give another folder, or remove it")
+    make_folder(out.absolute().parent)
     for_training(config.incidents)
     load_data(config, cache_folder())  # bad input is found before torch is loaded
     fetch(config.model, config.model_revision)
@@ -55,18 +61,26 @@ def train_from_file(path: Path, out: Path) -> None:
             raise HpoError(OUT_OF_MEMORY) from None
         raise
     partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
     trained.save(partial)
     threshold, has_head = trained.result.scores["threshold"], trained.head is not None
     write_facts(partial, ModelFacts(incidents=config.incidents, threshold=threshold, head=has_head))
     partial.rename(out)
-    for metric in METRICS:
-        print(f"{metric:16} {trained.result.scores[metric]:.6f}  (in {path.name}: {best.metrics[metric].value:.6f})")
-    if has_head:
-        print("with its match head:")
-    for name, value in trained.result.head.items():
-        before = f"  (in {path.name}: {best.head_metrics[name]:.6f})" if name in best.head_metrics else ""
-        print(f"{name:16} {value:.6f}{before}")
+    _print_scores(trained.result, best, path.name)
     print(f"model: {out}")
+
+
+def _print_scores(result: Result, best: BestFile, name: str) -> None:
+    for metric in METRICS:
+        print(f"{metric:16} {result.scores[metric]:.6f}  (in {name}: {best.metrics[metric].value:.6f})")
+    if result.no_head:
+        print(f"without a match head: {result.no_head}")
+    if result.head:
+        print("with its match head:")
+    for metric_of_head, value in result.head.items():
+        recorded = best.head_metrics.get(metric_of_head)
+        before = f"  (in {name}: {recorded:.6f})" if recorded is not None else ""
+        print(f"{metric_of_head:16} {value:.6f}{before}")
 
 
 def write_pairs(study: optuna.Study, file: StudyFile, split: str, out: Path) -> int:

@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 from objectives.config import ALIVE_S, AT_ONCE, COLUMNS, HEAD_FOLDER, STATIC, Memory, TrialConfig
 from objectives.data import Data, load_data, train_pairs
 from objectives.device import device_name, is_deterministic, resolved
-from objectives.evaluation import FloatArray, MetricName, Ranking, bootstrap_intervals, ceilings, rank_pairs, score
+from objectives.evaluation import (
+    Collapsed,
+    FloatArray,
+    MetricName,
+    Ranking,
+    bootstrap_intervals,
+    ceilings,
+    rank_pairs,
+    score,
+)
 from objectives.grades import may_be_alike
 from objectives.incidents import IntArray
 from objectives.match_head import MatchHead, Practice, fit_head, save_head, unseen_incidents
@@ -27,6 +36,7 @@ from objectives.models import Encoder, Weights, encode, load_encoder
 from objectives.nearness import BoolArray
 from objectives.pairs import GradedPairs
 from objectives.progress import UNINTERRUPTED, Fit, Interruptions, Progress, Report, Scores, StopReason, Verdict
+from objectives.reading import DataError
 from objectives.stages import stage_weights
 from objectives.training import fit
 
@@ -56,6 +66,7 @@ class Result:
     micro_batch: int | None  # None: batches were computed at once
     gradient_checkpointing: bool
     head: Scores  # of the match head, on validation; empty without one
+    no_head: str  # why there is none, where one was asked for
 
 
 @dataclass(frozen=True)
@@ -96,15 +107,17 @@ def finetune(
     ranking = rank_validation(encoder, data, interruptions.check)
     encode_s = time.monotonic() - began
     pruned = run.stop_reason == "pruned"
-    head, head_scores = None, Scores()
+    vectors, head, no_head = np.empty((0, 0), dtype=np.float32), None, ""
     if config.head.head != "off" and not pruned:
         vectors = encode(encoder, np.arange(len(data.table)), interruptions.check)
         practice = _practise(config, model, weights, data, run, interruptions, memory)
-        head = _attended(
-            interruptions.check,
-            lambda: fit_head(config.head, data, vectors, practice, config.pairs, config.seed),
-        )
-        head_scores = scores_of_head(head, data, vectors)
+        try:
+            head = _attended(
+                interruptions.check,
+                lambda: fit_head(config.head, data, vectors, practice, config.pairs, config.seed),
+            )
+        except (Collapsed, DataError) as error:  # the model is as good without it
+            no_head = str(error)
     result = Result(
         scores=score(ranking),
         intervals={} if pruned else bootstrap_intervals(ranking, pairs.anchors, pairs.others, config.pairs.seed),
@@ -121,7 +134,8 @@ def finetune(
         texts_per_s=len(np.union1d(pairs.anchors, pairs.others)) / encode_s,
         model_mib=sum(weights.nbytes for weights in encoder.whole().state_dict().values()) / 2**20,
         **memory.model_dump(),
-        head=head_scores,
+        head=scores_of_head(head, data, vectors) if head else {},
+        no_head=no_head,
     )
     return Finetuned(result, encoder, head)
 

@@ -33,6 +33,7 @@ from objectives.pair_features import Reader, Vectors, features, fit_reader, same
 from objectives.pairs import GradedPairs, graded_pairs
 from objectives.reading import DataError
 
+LEAST_OF_A_CLASS = 10  # pairs, in each part that is fitted or calibrated on
 UNSEEN_SHARE = 0.3  # of the training incidents
 FOLDS = 3  # of incidents: a pair within one is scored by a classifier that knows neither of its two
 NEIGHBOURS = 5  # of SMOTE
@@ -98,8 +99,9 @@ def prepare(config: Head, data: Data, vectors: Vectors, practice: Practice, pair
     fold = np.random.default_rng(seed).integers(FOLDS, size=data.table.group.max() + 1)[data.table.group]
     folds = np.stack([fold[ends.anchors], fold[ends.others]])
     for part in (folds[0] == folds[1], *((folds != number).all(axis=0) for number in range(FOLDS))):
-        if min(labels[part].sum(), (~labels[part]).sum()) < 2:
-            raise DataError(f"{len(practice.unseen)} incidents are too few to fit a match head; set head to off")
+        if min(labels[part].sum(), (~labels[part]).sum()) < LEAST_OF_A_CLASS:
+            few = f"{len(labels)} pairs of {len(practice.unseen)} incidents are too few to fit a match head"
+            raise DataError(f"{few}; raise head_pairs, or set head to off")
     learnt = np.setdiff1d(data.splits["train"], practice.unseen)
     with threadpool_limits(1):  # so that equal configurations give equal bits
         rehearsal = fit_reader(data.table, practice.vectors, learnt, seed)
@@ -111,7 +113,10 @@ def prepare(config: Head, data: Data, vectors: Vectors, practice: Practice, pair
 def learn(config: Head, lesson: Lesson, data: Data, vectors: Vectors, seed: int) -> MatchHead:
     with threadpool_limits(1):
         classifier = _fit(config, lesson.found, lesson.labels, seed)
-        head = MatchHead(lesson.reader, classifier, *_calibration(config, lesson, seed), threshold=0.0)
+        slope, offset = _calibration(config, lesson, seed)
+    if slope <= 0:
+        raise DataError("what the match head has learnt does not hold for other pairs; raise head_pairs")
+    head = MatchHead(lesson.reader, classifier, slope, offset, threshold=0.0)
     return replace(head, threshold=scores(head, data, vectors)["threshold"])
 
 
@@ -202,5 +207,5 @@ def load_head(folder: Path) -> MatchHead:
         return MatchHead(reader, classifier, *(float(facts[name]) for name in NUMBERS))
     except UntrustedTypesFoundException as error:
         raise ModelError(f"{folder / ESTIMATORS}: holds what no match head does ({error}); train it again") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, BadZipFile) as error:
         raise ModelError(f"{folder}: no match head that can be read ({type(error).__name__}); train it again") from None

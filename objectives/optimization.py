@@ -27,7 +27,9 @@ class Optimization:
     def __init__(self, encoder: Encoder, terms: list[Term], config: Training, steps: int, memory: Memory) -> None:
         self.encoder, self._terms = encoder, terms
         self._max_grad_norm = config.max_grad_norm
-        self._micro_batch = memory.micro_batch or (CACHED_BATCH if config.loss == "cached_mnrl" else None)
+        self._micro_batch = memory.micro_batch or (
+            CACHED_BATCH if "cached_mnrl" in (config.loss, config.second_loss) else None
+        )
         if resolved(config.precision, encoder.model) == "bfloat16":
             train_in_bfloat16(encoder.model)
         if memory.gradient_checkpointing:

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
-from objectives.config import Training, TrialConfig
+from objectives.config import Head, Training, TrialConfig
 from objectives.data import load_data
 from objectives.evaluation import METRICS
 from objectives.finetune import Finetuned, finetune
@@ -83,3 +83,12 @@ def test_a_pruned_trial_has_scores_but_no_intervals(config: TrialConfig) -> None
     assert (result.stop_reason, result.intervals) == ("pruned", {})
     assert (result.stop_epoch, result.best_epoch) == (0.56, 0.56)  # 7 batches of 32 pass the first 200 examples
     assert set(result.scores) == {*METRICS, "threshold"}
+
+
+def test_a_head_that_cannot_be_fitted_costs_the_trial_nothing_else(trial: Trial, config: TrialConfig) -> None:
+    head = Head(head="boosting", head_pairs=100)
+    found = finetune(config.model_copy(update={"head": head}), going_on([]))
+    assert found.head is None
+    assert found.result.head == {}
+    assert "too few to fit a match head; raise head_pairs" in found.result.no_head
+    assert found.result.scores == trial[0].result.scores

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from hpo import match as commands
 from hpo.cli import main
 from hpo.model_folder import ModelFacts, write_facts
-from objectives.config import HEAD_FOLDER
-from objectives.config import Head, Pairs, TrialConfig
+from objectives.config import HEAD_FOLDER, Head, Pairs, TrialConfig
 from objectives.data import load_data
 from objectives.match_head import Practice, fit_head, save_head, unseen_incidents
 from objectives.models import encode, load_encoder

@@ -1,12 +1,17 @@
 """Base models as a parameter: several of a kind or of two, each kind with bounds of its own."""
 
+import re
 from pathlib import Path
 
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import FrozenTrial, create_trial
 
 from hpo.config import Budget, StudyFile, baselines, field_of, models, searched, settings, trial_config
 from hpo.errors import InputError
+from hpo.pruning import curve_of, untrained_of
+from hpo.space_view import show
 from hpo.spaces import read_space
 from hpo.yamlfile import Place, read_yaml
 from objectives.config import Incidents
@@ -124,3 +129,67 @@ def test_each_trial_has_the_version_of_its_own_model() -> None:
     )
     assert trial_config(file, {"model": LARGE}).model_revision == "large==2"
     assert trial_config(file).model_revision == "small==1"
+
+
+RANGE = "{type: float, low: 1.0e-4, high: 1.0e-3, log: true}"
+WRONG = [
+    ("learning_rate@foo", RANGE, "no base model is of kind 'foo' here; kinds: static, transformer"),
+    ("learning_rate@", RANGE, "no base model is of kind '' here"),
+    ("learning_rate@static", "0.01", "learning_rate@static is fixed for one kind of models alone"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "words"), WRONG)
+@pytest.mark.parametrize("preset", ["preset: quick_wins\n  ", ""])
+def test_what_is_of_no_kind_or_fixed_for_one_is_refused(
+    tmp_path: Path, preset: str, name: str, value: str, words: str
+) -> None:
+    model = f"model: {{type: categorical, choices: ['{STATIC}', {SMALL}]}}"
+    text = f"space:\n  {preset}parameters:\n    {model}\n    {name}: {value}\n"
+    line = 8 if preset else 7
+    with pytest.raises(InputError, match=rf"study\.yaml:{line}: .*{re.escape(words)}"):
+        read(tmp_path, text)
+
+
+def test_a_parameter_for_all_and_one_for_a_kind_do_not_go_together(tmp_path: Path) -> None:
+    more = f"    learning_rate: {RANGE}\n    learning_rate@static: {RANGE}\n"
+    with pytest.raises(InputError, match=r"study\.yaml:9: learning_rate@static stands beside learning_rate"):
+        read(tmp_path, space_of(STATIC, SMALL, more=more))
+
+
+def test_own_bounds_of_a_kind_hang_on_its_models_without_a_word(tmp_path: Path) -> None:
+    space = searched(read(tmp_path, space_of(STATIC, SMALL, more=f"    learning_rate@static: {RANGE}\n")))
+    assert space["learning_rate@static"].when == {"model": (STATIC,)}
+
+
+@pytest.mark.parametrize("name", ["''", "'static:'", "3"])
+def test_what_is_no_name_of_a_model_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"study\.yaml:7: a model is the name of one, or a folder"):
+        read(tmp_path, space_of(SMALL, name))
+
+
+def test_a_revision_of_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"study\.yaml:4: no base model 'smal'; there are small, large"):
+        read(tmp_path, "model_revision: {smal: x}\n" + space_of(SMALL, LARGE))
+
+
+def test_each_base_model_begins_its_curves_with_its_own_untrained_score() -> None:
+    def ended(number: int, model: str, untrained: float) -> FrozenTrial:
+        found = {"untrained": {"spearman": untrained}}
+        choice = CategoricalDistribution((STATIC, SMALL))
+        return create_trial(
+            value=0.5,
+            params={"model": model},
+            distributions={"model": choice},
+            user_attrs=found,
+            intermediate_values={10: 0.4},
+        )
+
+    trials = [ended(0, STATIC, 0.1), ended(1, SMALL, 0.2)]
+    curves = [curve_of(trial, untrained_of(trials)) for trial in trials]
+    assert [curve.spearman[0] for curve in curves] == [0.1, 0.2]
+
+
+def test_a_study_that_searches_the_model_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(HEAD + space_of(STATIC, SMALL))
+    assert "learning_rate@static" in show(str(tmp_path / "study.yaml"), None)

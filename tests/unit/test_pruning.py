@@ -144,8 +144,9 @@ def test_margin_is_a_share_of_the_half_width_of_intervals() -> None:
 def test_reports_that_are_no_numbers_prune_nothing_and_count_for_nothing(kind: PrunerKind) -> None:
     values = {5_000: 0.4, 10_000: math.nan, 15_000: 0.6, 20_000: math.inf}
     trial = create_trial(state=TrialState.RUNNING, intermediate_values=values)
-    assert curve_of(trial, 0.2) == Curve(-1, 15_000, (0, 5_000, 15_000), (0.2, 0.4, 0.6), TrialState.RUNNING)
-    unknown = curve_of(create_trial(state=TrialState.RUNNING, intermediate_values={5_000: math.nan}), None)
+    expected = Curve(-1, 15_000, (0, 5_000, 15_000), (0.2, 0.4, 0.6), TrialState.RUNNING)
+    assert curve_of(trial, {(None, None): 0.2}) == expected
+    unknown = curve_of(create_trial(state=TrialState.RUNNING, intermediate_values={5_000: math.nan}), {})
     pruner = Pruner(kind=kind)
     assert decide(pruner, unknown, [fast(0.6, i) for i in range(6)], 0.0, LONGEST) is None
     assert decide(pruner, plan(2, 0.7).until(20_000), [unknown] * 6, 0.0, LONGEST) is None or kind != "percentile"
