@@ -64,7 +64,10 @@ def comparison_table(rows: list[Comparison]) -> Table:
         table.add_row(name, *(f"{row.baselines[name]:.3f}" for row in rows))
     table.add_row("best", *(f"{row.best:.3f}" for row in rows), style="bold")
     table.add_row("  95 % from", *(f"{row.interval[0]:.3f}" for row in rows))
-    table.add_row("  to", *(f"{row.interval[1]:.3f}" for row in rows), end_section=True)
+    table.add_row("  to", *(f"{row.interval[1]:.3f}" for row in rows))
+    if rows[0].head is not None:
+        table.add_row("match head", *(f"{row.head:.3f}" for row in rows))
+    table.add_section()
     table.add_row("ceiling", *(f"{row.ceiling:.3f}" for row in rows))
     table.add_row("target", *(f"{row.target:.3f}" if row.target else "" for row in rows))
     return table

@@ -47,6 +47,7 @@ class Comparison:
     interval: tuple[float, float]
     ceiling: float
     target: float | None
+    head: float | None = None  # of the best trial's match head
 
 
 def take_snapshot(study: optuna.Study, file: StudyFile) -> Snapshot:
@@ -94,6 +95,7 @@ def compare(snapshot: Snapshot, file: StudyFile) -> list[Comparison]:
             interval=tuple(found["intervals"][metric]),
             ceiling=found["ceilings"][metric],
             target=file.targets.get(metric),
+            head=found.get("head", {}).get(metric),
         )
         for metric in METRICS
     ]

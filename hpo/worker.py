@@ -280,6 +280,6 @@ def _give_back(worker: Worker, claim: Claim, number: int, reason: str, event: st
 
 def _in_words(message: dict[str, Any]) -> str:
     if message["event"] != "result":
-        return str(message["event"])
+        return f"{message['event']} {message.get('reason', '')}".rstrip()
     spearman = message["scores"]["spearman"]
     return f"{message['stop_reason']} at epoch {message['stop_epoch']:.2f}, spearman {spearman:.4f}"

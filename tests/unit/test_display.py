@@ -1,5 +1,6 @@
 """What people read in the terminal fits 80 columns and says what it means."""
 
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -94,3 +95,11 @@ def test_a_best_that_falls_behind_a_baseline_is_said_with_its_metrics() -> None:
         comparison(metric, best, target=None) for metric, best in (("spearman", 0.4), ("f1", 0.49), ("pr_auc", 0.5))
     ]
     assert verdicts(rows) == ["no trial is as good as the baselines in everything: the best falls behind in f1"]
+
+
+def test_the_table_shows_the_match_head_where_there_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [comparison(metric) for metric in METRICS]
+    assert not any("match head" in line for line in printed(comparison_table(rows), capsys))
+    lines = printed(comparison_table([replace(row, head=0.912) for row in rows]), capsys)
+    assert next(line for line in lines if "match head" in line).split() == ["match", "head", *["0.912"] * len(METRICS)]
+    assert max(map(len, lines)) <= 80
