@@ -48,7 +48,7 @@ class Optimization:
         self.encoder.model.train()
         texts = np.unique(np.concatenate([term.ends[own].ravel() for term, own in zip(self._terms, rows, strict=True)]))
         if self._micro_batch is None:
-            self._loss(rows, texts, self.encoder.vectors(texts)).backward()
+            self._backward(rows, texts, self.encoder.vectors(texts))
         else:
             self._backward_in_parts(rows, texts, self._micro_batch)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
@@ -58,15 +58,19 @@ class Optimization:
         self.optimizer.zero_grad()
         self.scheduler.step()
 
-    def _loss(self, rows: list[IntArray], texts: IntArray, vectors: torch.Tensor) -> Any:
+    def _loss(self, rows: list[IntArray], texts: IntArray, vectors: torch.Tensor) -> torch.Tensor:
         def of(numbers: IntArray) -> torch.Tensor:
             return vectors[torch.from_numpy(np.searchsorted(texts, numbers)).to(vectors.device)]
 
         loss = sum(term(own, of) for term, own in zip(self._terms, rows, strict=True))
         assert isinstance(loss, torch.Tensor)
+        return loss
+
+    def _backward(self, rows: list[IntArray], texts: IntArray, vectors: torch.Tensor) -> None:
+        loss = self._loss(rows, texts, vectors)
         if not torch.isfinite(loss):
             raise Diverged(f"the loss is {loss.item()}")
-        return loss
+        torch.autograd.backward(loss)
 
     def _backward_in_parts(self, rows: list[IntArray], texts: IntArray, size: int) -> None:
         """Gradients of the vectors first, all of them at hand; then each part is encoded again and hands them down.
@@ -80,7 +84,7 @@ class Optimization:
                 states.append(RandContext(*self.encoder.model.parameters()))
                 found.append(self.encoder.vectors(part))
         vectors = torch.cat(found).requires_grad_()
-        self._loss(rows, texts, vectors).backward()
+        self._backward(rows, texts, vectors)
         assert vectors.grad is not None
         for part, state, gradient in zip(parts, states, torch.split(vectors.grad, size), strict=True):
             with state:
