@@ -81,7 +81,10 @@ def work(url: URL, name: str) -> int:
     keeper = Keeper(storage, url, study._study_id, file.lease_s)
     keeper.start()
     try:
-        return _claim_and_run(Worker(_own_name(), study, storage, file, keeper, trainer, checkpoints))
+        code = _claim_and_run(Worker(_own_name(), study, storage, file, keeper, trainer, checkpoints))
+        if code == 0:
+            keep_best(study, file)
+        return code
     except KeyError:
         if terms.read(storage.ask, study._study_id) is not None:
             raise
@@ -159,7 +162,6 @@ def _run_trial(worker: Worker, claim: Claim) -> str:
             return _give_back(worker, claim, number, message["message"], "device")
         _record(worker.study, worker.file, claim.trial_id, message | {"worker": worker.name})
         worker.checkpoints.remove(number)
-        keep_best(worker.study, worker.file)
     except SetupError:
         worker.keeper.drop()
         worker.storage.release(claim.trial_id, reason=None)
@@ -186,6 +188,7 @@ def _train(worker: Worker, trial_id: int) -> dict[str, Any]:
         config = trial_config(worker.file, parameters, trial.number)
     except ValidationError:  # a value is right by itself and wrong beside another
         return {"event": "infeasible", "reason": "Contradictory"}
+    keep_best(worker.study, worker.file)  # now, as what the claim brought is at hand: no round trip
     job = Job(
         config=config,
         checkpoint_folder=str(worker.checkpoints.folder(trial.number)),

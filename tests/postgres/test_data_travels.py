@@ -232,7 +232,7 @@ def decoded(content: bytes) -> str:
     """Of the Parquet of incidents, or of NumPy's archive of pairs."""
     if not content.startswith(b"PAR1"):
         with np.load(io.BytesIO(content)) as parts:
-            return str(parts["texts"].tobytes().decode())
+            return str(parts["altered"].tobytes().decode())
     table = pq.read_table(pa.BufferReader(content))
     values = [str(value) for column in table.to_pydict().values() for value in column]
     return "\n".join([*values, *(value.decode() for value in table.schema.metadata.values())])
