@@ -95,7 +95,7 @@ def _static_encoder(name: str, max_seq_tokens: int, texts: Sequence[str]) -> Enc
         tokenizer.enable_truncation(max_seq_tokens)  # another trial may have cut its texts elsewhere
         return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=full)], device="cpu")
 
-    module = StaticEmbedding(tokenizer, embedding_weights=weights[used].clone())
+    module = StaticEmbedding(tokenizer, embedding_weights=weights[used])
     return Encoder(SentenceTransformer(modules=[module], device=device()), collate, lengths, whole)
 
 
@@ -176,11 +176,11 @@ def _token_embeddings(name: str) -> tuple[Tokenizer, torch.Tensor]:
     model = base_model(name)
     first: Any = model[0]
     if isinstance(first, StaticEmbedding):
-        return first.tokenizer, first.embedding.weight.detach().clone()
+        return first.tokenizer, first.embedding.weight.detach()
     tokenizer = Tokenizer.from_str(
         model.tokenizer.backend_tokenizer.to_str()
     )  # the transformer pads and cuts with its own
-    return tokenizer, first.auto_model.get_input_embeddings().weight.detach().clone()
+    return tokenizer, first.auto_model.get_input_embeddings().weight.detach()
 
 
 @lru_cache(maxsize=16)
