@@ -66,9 +66,9 @@ def main(study: str) -> None:
 
         def scores_of(several: Sequence[Values], of_seeds: Sequence[int]) -> np.ndarray:
             """(configurations, seeds, metrics)."""
-            jobs = [(study, values, seed) for values in several for seed in of_seeds]
+            jobs = [(study, values, seed) for seed in of_seeds for values in several]  # nobody waits for a stage
             found = list(pool.map(_scores, *zip(*jobs, strict=True)))
-            return np.array(found).reshape(len(several), len(of_seeds), len(METRICS))
+            return np.array(found).reshape(len(of_seeds), len(several), len(METRICS)).swapaxes(0, 1)
 
         if is_static:
             rates = [values | {"learning_rate": rate} for values in methods.values() for rate in RATES]
