@@ -1,0 +1,196 @@
+"""Which targets can be met: each metric with its ceiling, its gap, and the odds of reaching it with more trials."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.config import StudyFile
+from hpo.feasible import best_trials, complete
+from hpo.outlook import LEAST, Outlook
+from hpo.study import BASELINE, is_baseline, is_copied
+from objectives.evaluation import METRICS, MetricName
+
+Class = Literal["high", "moderate", "low", "very low"]
+CLASSES: dict[Class, float] = {"high": 0.8, "moderate": 0.5, "low": 0.3, "very low": 0.0}  # each above its number
+RANGE = (0.1, 0.9)  # 80 %
+FURTHER = (10, 100)  # trials that are asked about when the budget is used up: as many again, within these
+POSITIVE_GRADES = 3  # same subcategory, near, duplicate: objectives.config.Labels
+SAME_CATEGORY_SHARE = 0.265  # of held-out pairs: objectives.config.Pairs
+
+
+@dataclass(frozen=True)
+class Feasibility:
+    """One metric: where it stands, and what is to be had."""
+
+    metric: MetricName
+    baseline: tuple[str, float] | None  # the best one
+    best: float  # of the best trial
+    interval: tuple[float, float] | None  # 95 %
+    ceiling: float
+    target: float | None
+    state: Literal["met", "met elsewhere", "impossible", "open", "unknown", "no target"]
+    chance: float | None = None  # of reaching the target with `more` trials
+    more: int = 0
+    range: tuple[float, float] | None = None  # 80 % of the best after them
+    elsewhere: int | None = None  # the trial that meets it, where the best does not
+
+    @property
+    def gap(self) -> float | None:
+        return None if self.target is None else max(self.target - self.best, 0.0)
+
+    @property
+    def share_of_ceiling(self) -> float:
+        return self.best / self.ceiling
+
+
+def class_of(chance: float) -> Class:
+    return next(name for name, least in CLASSES.items() if chance > least or least == 0)
+
+
+def feasibility(trials: Sequence[FrozenTrial], file: StudyFile) -> list[Feasibility]:
+    """A row for each metric; none before the first completed trial."""
+    if not (found := best_trials(trials, file, 1) or complete(trials)[:1]):
+        return []
+    more, done = further(trials, file), complete(trials)
+    return [_of_metric(metric, found[0], trials, done, file, more) for metric in METRICS]
+
+
+def further(trials: Sequence[FrozenTrial], file: StudyFile) -> int:
+    """How many more trials are asked about: what is left of the budget, else as many again as there were."""
+    ended = sum(trial.state.is_finished() and not is_copied(trial) for trial in trials)
+    left = file.budget.trials - ended
+    return left if left > 0 else int(np.clip(ended, *FURTHER))
+
+
+def outlook(trials: Sequence[FrozenTrial], metric: MetricName, ceiling: float) -> Outlook:
+    """Of what the search itself has tried, in order; a trial that was given up passes no threshold."""
+    tried = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    own = sorted((t for t in tried if not is_baseline(t) and not is_copied(t)), key=lambda trial: trial.number)
+    return Outlook(tuple(_score(trial, metric) for trial in own), ceiling)
+
+
+def _score(trial: FrozenTrial, metric: MetricName) -> float:
+    score = trial.user_attrs.get(metric) if trial.state == TrialState.COMPLETE else None
+    return float(score) if isinstance(score, int | float) else math.nan
+
+
+def _of_metric(
+    metric: MetricName,
+    best: FrozenTrial,
+    trials: Sequence[FrozenTrial],
+    done: Sequence[FrozenTrial],
+    file: StudyFile,
+    more: int,
+) -> Feasibility:
+    score, target = _score(best, metric), file.targets.get(metric)
+    ceiling = float(best.user_attrs.get("ceilings", {}).get(metric, 1.0))
+    ahead = outlook(trials, metric, ceiling)
+    reached = [trial for trial in done if target is not None and _score(trial, metric) >= target]
+    shared: dict[str, Any] = {
+        "metric": metric,
+        "baseline": _best_baseline(done, metric),
+        "best": score,
+        "interval": best.user_attrs.get("intervals", {}).get(metric),
+        "ceiling": ceiling,
+        "target": target,
+        "more": more,
+        "range": tuple(max(ahead.quantile(share, more), score) for share in RANGE) if ahead.is_open else None,
+    }
+    if target is None:
+        return Feasibility(**shared, state="no target")
+    if score >= target:
+        return Feasibility(**shared, state="met")
+    if target > ceiling:
+        return Feasibility(**shared, state="impossible")
+    if reached:
+        highest = max(reached, key=lambda trial: _score(trial, metric))
+        return Feasibility(**shared, state="met elsewhere", elsewhere=highest.number)
+    if not ahead.is_open:
+        return Feasibility(**shared, state="unknown")
+    return Feasibility(**shared, state="open", chance=ahead.chance(target, more))
+
+
+def _best_baseline(done: Sequence[FrozenTrial], metric: MetricName) -> tuple[str, float] | None:
+    scores = [(str(trial.user_attrs[BASELINE]), _score(trial, metric)) for trial in done if is_baseline(trial)]
+    return max(scores, key=lambda pair: pair[1], default=None)
+
+
+def in_words(row: Feasibility, shares: Mapping[float, float], positive: float) -> str:
+    """`shares`: of the held-out pairs by grade; `positive`: the grade from which on a pair is one. May be empty."""
+    goal = f"target {row.target:.2f}" if row.target is not None else ""
+    match row.state:
+        case "no target":
+            return f"{row.best:.3f}, no target"
+        case "met":
+            return f"{goal} met ({row.best:.3f})"
+        case "met elsewhere":
+            return f"{goal} met by trial {row.elsewhere}, not by the best ({row.best:.3f})"
+        case "impossible":
+            assert row.target is not None
+            return impossible(row.metric, row.best, row.ceiling, row.target, shares, positive)
+        case "unknown":
+            return f"{goal} not met ({row.best:.3f}); fewer than {LEAST} searched trials are complete, too few for odds"
+        case "open":
+            assert row.chance is not None
+            return f"{goal} not met ({row.best:.3f}): {odds(row.chance)} with {row.more} more trials of this kind"
+
+
+def percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def odds(chance: float) -> str:
+    """The class, and its number without false precision."""
+    number = "under 1 %" if chance < 0.01 else "over 99 %" if chance > 0.99 else percent(chance)
+    return f"{class_of(chance)} chance ({number})"
+
+
+def impossible(
+    metric: MetricName, best: float, ceiling: float, target: float, shares: Mapping[float, float], positive: float
+) -> str:
+    """Why no model can reach it, and what would."""
+    share = sum(part for grade, part in shares.items() if grade >= positive)
+    labels = f" ({len(shares)} grades, {percent(share, 1)} of the pairs positive)" if shares else ""
+    why = (
+        f"target {target:.2f} is impossible with these labels{labels}: even a perfect ranking ties with none of theirs "
+        f"and reaches {ceiling:.3f}. {best:.3f} is {percent(best / ceiling)} of that"
+    )
+    return f"{why}. {_mend(metric, target, share, len(shares))}"
+
+
+def _mend(metric: MetricName, target: float, share: float, grades: int) -> str:
+    ways = []
+    if share and (grades <= 2 or metric == "spearman_binary"):
+        graded = graded_ceiling(share)
+        if graded > target:
+            ways.append(f"graded labels would allow {graded:.2f} with as many positives (`labels`, metric spearman)")
+        if (enough := enough_positives(target)) is not None:
+            ways.append(f"two classes would need {percent(enough)} positives (`pairs.positive_share`)")
+    elif share:
+        ways.append("more grades or more positives raise it (`labels`, `pairs.positive_share`)")
+    ways.append("else lower the target")
+    return "; ".join([ways[0][0].upper() + ways[0][1:], *ways[1:]])
+
+
+def binary_ceiling(positive_share: float) -> float:
+    """Of Spearman against two classes."""
+    return math.sqrt(3 * positive_share * (1 - positive_share))
+
+
+def graded_ceiling(positive_share: float) -> float:
+    """Of Spearman, where the positives are of three grades alike and a part of the others is of the same category."""
+    same_category = min(SAME_CATEGORY_SHARE, 1 - positive_share)
+    parts = [1 - positive_share - same_category, same_category, *[positive_share / POSITIVE_GRADES] * POSITIVE_GRADES]
+    return math.sqrt(1 - sum(part**3 for part in parts))
+
+
+def enough_positives(target: float) -> float | None:
+    """The least share of positives at which Spearman against two classes may reach the target; None: it never does."""
+    rest = 1 - 4 * target**2 / 3
+    return None if rest < 0 else (1 - math.sqrt(rest)) / 2
