@@ -1,0 +1,134 @@
+"""Which parameters decide whether a trial comes among the best: by how much, and whether that is more than chance."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.importance import PedAnovaImportanceEvaluator
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.config import StudyFile, searched
+from hpo.study import is_baseline
+from search_spaces.space import Choice
+
+LEAST = 10  # trials with a score
+TOP_SHARE = 0.2  # of the trials: those that count as the best
+MOST, SHUFFLES = 600, 400  # trials that are tested, the newest; and how often they are shuffled
+NEIGHBOURS = 10  # trials that a sampler drew from much the same knowledge: shuffled among themselves alone
+CHANCE = 0.005  # below which a parameter is said to matter
+
+
+@dataclass(frozen=True)
+class View:
+    """What an evaluator of Optuna reads of a study."""
+
+    trials: list[FrozenTrial]
+    directions: tuple[StudyDirection, ...] = (StudyDirection.MAXIMIZE,)
+
+    def get_trials(self, deepcopy: bool = True, states: Sequence[TrialState] | None = None) -> list[FrozenTrial]:
+        return self.trials
+
+    def _is_multi_objective(self) -> bool:
+        return False
+
+
+def importances(trials: Sequence[FrozenTrial], file: StudyFile) -> dict[str, float]:
+    """Share of each searched parameter, the largest first, by PED-ANOVA; empty for few trials.
+
+    A pruned trial counts with its best report.
+    """
+    tried = [trial for trial, _ in _scored(trials)]
+    names = {name for trial in tried for name in trial.params} & searched(file).keys()
+    if len(tried) < LEAST or not names:
+        return {}
+    view = View([_complete(trial, score) for trial, score in _scored(trials)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of regimes with few trials
+        evaluator = PedAnovaImportanceEvaluator(target_quantile=TOP_SHARE)
+        found = evaluator.evaluate(cast(optuna.Study, view), sorted(names))
+    total = sum(found.values())
+    return {name: share / total for name, share in found.items()} if total else {}
+
+
+def chances(trials: Sequence[FrozenTrial], file: StudyFile, seed: int = 0) -> dict[str, float]:
+    """Of each parameter, how often chance alone sets the best trials as far apart from the others.
+
+    Scores are shuffled among trials that were drawn one after another: a sampler that moves somewhere for no reason
+    makes late trials alike, and those are no evidence.
+    """
+    scored = _scored(trials)[-MOST:]
+    if len(scored) < 2 * LEAST:
+        return {}
+    rng, scores = np.random.default_rng(seed), np.array([score for _, score in scored])
+    is_top = scores >= np.quantile(scores, 1 - TOP_SHARE)
+    shuffled = np.array([_shuffled(is_top, rng) for _ in range(SHUFFLES)])
+    found = {}
+    for name, parameter in searched(file).items():
+        there = np.array([name in trial.params for trial, _ in scored])
+        values = [trial.params[name] for trial, _ in scored if name in trial.params]
+        if there.sum() >= 2 * LEAST and len(set(values)) > 1:
+            levels = _levels(values, by_order=not isinstance(parameter, Choice))
+            apart = _apart(np.vstack([is_top, shuffled])[:, there], levels, by_order=not isinstance(parameter, Choice))
+            found[name] = float((1 + (apart[1:] >= apart[0]).sum()) / (1 + SHUFFLES))
+    return found
+
+
+def _scored(trials: Sequence[FrozenTrial]) -> list[tuple[FrozenTrial, float]]:
+    """What the search has tried, in order, with its score; baselines lie where somebody put them."""
+    found = [(trial, score_of(trial)) for trial in trials if not is_baseline(trial)]
+    known = [(trial, score) for trial, score in found if score is not None]
+    return sorted(known, key=lambda pair: pair[0].number)
+
+
+def score_of(trial: FrozenTrial) -> float | None:
+    """Its Spearman, the best of its reports if it was pruned, or None."""
+    if trial.state == TrialState.COMPLETE:
+        return trial.value if trial.value is not None and math.isfinite(trial.value) else None
+    reports = [value for value in trial.intermediate_values.values() if math.isfinite(value)]
+    return max(reports) if trial.state == TrialState.PRUNED and reports else None
+
+
+def _complete(trial: FrozenTrial, score: float) -> FrozenTrial:
+    return FrozenTrial(
+        number=trial.number,
+        trial_id=trial.number,
+        state=TrialState.COMPLETE,
+        value=score,
+        datetime_start=None,
+        datetime_complete=None,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs={},
+        system_attrs={},
+        intermediate_values={},
+    )
+
+
+def _shuffled(is_top: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
+    blocks = [rng.permutation(is_top[start : start + NEIGHBOURS]) for start in range(0, len(is_top), NEIGHBOURS)]
+    return np.concatenate(blocks)
+
+
+def _levels(values: Sequence[Any], *, by_order: bool) -> NDArray[np.int64]:
+    order: Mapping[Any, int] = {
+        value: place for place, value in enumerate(sorted(set(values), key=None if by_order else str))
+    }
+    return np.array([order[value] for value in values])
+
+
+def _apart(is_top: NDArray[np.bool_], levels: NDArray[np.int64], *, by_order: bool) -> NDArray[np.float64]:
+    """Of each row of `is_top`, the largest difference of shares: up to a value, or of one choice."""
+    one_hot = np.eye(levels.max() + 1)[levels]
+    top, other = is_top.astype(np.float64) @ one_hot, (~is_top).astype(np.float64) @ one_hot
+    shares = [counts / np.maximum(counts.sum(1, keepdims=True), 1) for counts in (top, other)]
+    differences = shares[0] - shares[1]
+    found: NDArray[np.float64] = np.abs(np.cumsum(differences, axis=1) if by_order else differences).max(axis=1)
+    return found

@@ -1,0 +1,289 @@
+"""Each finding: a study in which it holds, and one beside it in which it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.config import StudyFile
+from hpo.confirmed import Confirmation, Runs
+from hpo.findings import findings
+from hpo.importances import CHANCE, chances, importances
+from hpo.next_steps import next_steps
+from objectives.evaluation import METRICS
+
+SPACE = {
+    "learning_rate": {"type": "float", "low": 1e-5, "high": 1e-2, "log": True},
+    "batch_size": {"type": "int", "low": 8, "high": 512, "log": True},
+    "epochs": {"type": "int", "low": 1, "high": 20},
+    "train_pairs": {"type": "int", "low": 1000, "high": 50_000},
+}
+DISTRIBUTIONS: dict[str, optuna.distributions.BaseDistribution] = {
+    "learning_rate": FloatDistribution(1e-5, 1e-2, log=True),
+    "batch_size": IntDistribution(8, 512, log=True),
+    "epochs": IntDistribution(1, 20),
+    "train_pairs": IntDistribution(1000, 50_000),
+}
+Values = dict[str, Any]
+Score = Callable[[Values, np.random.Generator], float]
+
+
+def study_file(**changes: Any) -> StudyFile:
+    content = {
+        "name": "small",
+        "incidents": {"path": "x.csv"},
+        "budget": {"trials": 40},
+        "space": {"parameters": SPACE},
+    }
+    return StudyFile.model_validate(content | changes)
+
+
+def made(number: int, values: Values, score: float, curve: Iterable[float] = (), **attributes: Any) -> FrozenTrial:
+    state = attributes.pop("state", TrialState.COMPLETE)
+    found: Values = dict.fromkeys(METRICS, score)
+    found |= {"ceilings": dict.fromkeys(METRICS, 0.9), "planned_examples": 40_000, "train_s": 36.0}
+    found |= {"stop_reason": "completed", "stop_epoch": 4.0, "best_epoch": 4.0}
+    reports = list(curve) or [score - 0.1, score - 0.001, score]
+    return FrozenTrial(
+        number=number,
+        trial_id=number,
+        state=state,
+        value=score if state == TrialState.COMPLETE else None,
+        datetime_start=None,
+        datetime_complete=None,
+        params=values,
+        distributions={name: DISTRIBUTIONS[name] for name in values},
+        user_attrs=found | attributes,
+        system_attrs={},
+        intermediate_values={10_000 * (place + 1): value for place, value in enumerate(reports)},
+    )
+
+
+def drawn(score: Score, count: int = 60, seed: int = 0, **attributes: Any) -> list[FrozenTrial]:
+    rng, trials = np.random.default_rng(seed), []
+    for number in range(count):
+        values = {
+            "learning_rate": float(10 ** rng.uniform(-5, -2)),
+            "batch_size": int(2 ** rng.uniform(3, 9)),
+            "epochs": int(rng.integers(1, 21)),
+            "train_pairs": int(rng.integers(1000, 50_001)),
+        }
+        trials.append(made(number, values, score(values, rng), **attributes))
+    return trials
+
+
+def noise(values: Values, rng: np.random.Generator) -> float:
+    return float(0.5 + 0.02 * rng.standard_normal())
+
+
+def by_rate(at: float) -> Score:
+    """Best where the logarithm of the learning rate is `at`."""
+    return lambda values, rng: float(0.6 - 0.05 * abs(np.log10(values["learning_rate"]) - at)) + 1e-3 * rng.random()
+
+
+def titles(trials: list[FrozenTrial], file: StudyFile | None = None, **more: Any) -> str:
+    file = file or study_file()
+    found = findings(trials, file, importances(trials, file), more.get("data", {}), more.get("confirmation"))
+    return "\n".join(f"{one.title} | {one.evidence} | {one.next_step}" for one in found)
+
+
+def test_a_study_whose_early_stopping_ends_trials_before_one_epoch_is_told_so_with_the_epoch() -> None:
+    early: Values = {"stop_reason": "early_stopping", "stop_epoch": 0.93, "best_epoch": 0.31}
+    file = study_file(training={"patience": 3, "epochs": 8, "eval_every_examples": 4_000}, space={"parameters": {}})
+    said = titles([made(n, {}, 0.497, **early) for n in range(3)], file)
+    assert "3 trials before one epoch: trial 0 at epoch 0.93 of 8" in said
+    assert "patience of 3" in said
+    assert "4,000 examples" in said
+    assert "before one epoch" not in titles([made(n, {}, 0.497, **early | {"stop_epoch": 3.0}) for n in range(3)], file)
+
+
+def test_of_those_a_baseline_is_named_first() -> None:
+    early: Values = {"stop_reason": "early_stopping", "stop_epoch": 0.93}
+    trials = [made(0, {}, 0.5, **early | {"stop_epoch": 0.5}), made(1, {}, 0.5, **early, baseline="v4")]
+    assert "the baseline v4 at epoch 0.93" in titles(trials)
+
+
+def test_trials_that_still_rise_at_their_end_ask_for_more_epochs() -> None:
+    rising = drawn(noise, curve=[0.3, 0.4, 0.5])
+    assert "while they still rose" in titles(rising)
+    assert "while they still rose" not in titles(drawn(noise, curve=[0.3, 0.5, 0.5]))
+
+
+@pytest.mark.parametrize(("at", "bound"), [(-2.0, "high"), (-5.0, "low")])
+def test_an_optimum_at_a_bound_is_told_with_the_key_to_change(at: float, bound: str) -> None:
+    assert f"space.parameters.learning_rate.{bound}" in titles(drawn(by_rate(at)))
+
+
+def test_an_optimum_inside_is_at_no_bound() -> None:
+    said = titles(drawn(by_rate(-3.5)))
+    assert "learning_rate decides much of the result" in said
+    assert "edge of its range" not in said
+
+
+def test_in_studies_of_noise_no_parameter_matters() -> None:
+    """At most the share of false alarms that four tests at CHANCE each allow, and three standard errors."""
+    file, studies = study_file(), 60
+    alarms = sum(any(p <= CHANCE for p in chances(drawn(noise, 40, seed), file).values()) for seed in range(studies))
+    expected = 4 * CHANCE * studies
+    assert alarms <= expected + 3 * expected**0.5
+
+
+def test_a_sampler_that_settles_somewhere_for_no_reason_makes_nothing_matter() -> None:
+    """Later trials are alike and, for all that, no better."""
+    rng = np.random.default_rng(0)
+    trials = [
+        made(n, {"learning_rate": 1e-3 * (1 + n / 1e3) if n > 30 else float(10 ** rng.uniform(-5, -2))}, noise({}, rng))
+        for n in range(80)
+    ]
+    assert chances(trials, study_file())["learning_rate"] > CHANCE
+
+
+def test_importances_name_the_parameter_that_matters_first_and_sum_to_one() -> None:
+    found = importances(drawn(by_rate(-3.0)), study_file())
+    assert next(iter(found)) == "learning_rate"
+    assert sum(found.values()) == pytest.approx(1)
+
+
+def test_few_trials_have_no_importances_and_no_findings_on_parameters() -> None:
+    few = drawn(by_rate(-2.0), 6)
+    assert importances(few, study_file()) == {}
+    assert "learning_rate" not in titles(few)
+
+
+def test_pruned_trials_count_with_their_best_report() -> None:
+    trials = drawn(by_rate(-2.0))
+    for trial in trials[::2]:
+        trial.state, trial.values = TrialState.PRUNED, None
+    assert next(iter(importances(trials, study_file()))) == "learning_rate"
+
+
+def test_learning_rates_that_rise_with_the_batch_are_told_together() -> None:
+    def on_a_ridge(values: Values, rng: np.random.Generator) -> float:
+        return float(0.6 - 0.1 * abs(np.log10(values["learning_rate"]) + 5 - 1.5 * np.log10(values["batch_size"] / 8)))
+
+    assert "learning_rate that suits depends on batch_size" in titles(drawn(on_a_ridge, 80))
+    assert "depends on batch_size" not in titles(drawn(by_rate(-3.0), 80))
+
+
+def test_scores_that_rise_with_the_number_of_pairs_ask_for_more() -> None:
+    assert "too few training pairs" in titles(drawn(lambda values, rng: 0.4 + values["train_pairs"] / 5e5))
+    assert "too few training pairs" not in titles(drawn(noise))
+
+
+def test_a_pruner_that_gives_up_what_ends_best_prunes_too_early() -> None:
+    slow = [made(n, {}, 0.7, [0.1, 0.1, 0.1, 0.7], planned_examples=40_000) for n in range(3)]
+    quick = [made(n + 3, {}, 0.5 + n / 1e3, [0.45, 0.48, 0.5, 0.5 + n / 1e3]) for n in range(20)]
+    one_pruned = made(30, {}, 0.1, [0.1], state=TrialState.PRUNED)
+    file = study_file(pruner={"warmup_examples": 10_000, "startup_trials": 4})
+    assert "pruned too early" in titles([*quick, *slow, one_pruned], file)
+    assert "pruned too early" not in titles([*quick, one_pruned], file)
+
+
+def test_label_noise_below_a_target_is_told() -> None:
+    data = {"noise_ceilings": {"f1": 0.71, "pr_auc": 0.9}, "agreement": {"subcategory": 0.6}}
+    said = titles(drawn(noise), data=data)
+    assert "Label noise holds down f1 to about 0.71" in said
+    assert "60 %" in said
+    assert "Label noise" not in titles(drawn(noise), data=data | {"noise_ceilings": {"f1": 0.9}})
+
+
+def test_a_gap_between_training_and_validation_is_told() -> None:
+    assert "know their training incidents" in titles(drawn(noise, train_spearman=0.8))
+    assert "know their training incidents" not in titles(drawn(noise, train_spearman=0.55))
+
+
+def test_curves_that_fall_after_their_best_are_told() -> None:
+    assert "fall after their best" in titles(drawn(noise, curve=[0.4, 0.55, 0.5]))
+    assert "fall after their best" not in titles(drawn(noise, curve=[0.4, 0.5, 0.5]))
+
+
+def test_the_best_that_cannot_be_told_apart_ask_for_several_seeds() -> None:
+    wide = {"spearman": [0.4, 0.7]}
+    assert "hpo confirm small" in titles(drawn(noise, intervals=wide))
+    assert "hpo confirm small" not in titles(drawn(noise, intervals={"spearman": [0.9, 0.95]}))
+
+
+def test_a_confirmation_takes_the_place_of_that_advice() -> None:
+    runs = Runs(trial=1, seeds=5, mean={"spearman": 0.6}, spread={"spearman": 0.0123})
+    found = Confirmation(
+        study="small/confirm",
+        runs=(runs,),
+        winner=1,
+        against="v4",
+        gain=(0.0, -0.1, 0.1),
+        gain_on_test=(0.0, -0.1, 0.1),
+        verdict="indistinguishable",
+        why_stopped="all had run",
+    )
+    said = titles(drawn(noise, intervals={"spearman": [0.4, 0.7]}), confirmation=found)
+    assert "indistinguishable from the baseline v4" in said
+    assert "0.0123" in said
+    assert "hpo confirm" not in said
+
+
+def test_what_cannot_work_is_told_with_its_region() -> None:
+    trials = drawn(noise)
+    for trial in trials:
+        if trial.params["batch_size"] >= 128:
+            trial.state, trial.values = TrialState.PRUNED, None
+            trial.user_attrs = {"reason": "OutOfMemory"}
+    said = titles(trials)
+    assert "could not work: OutOfMemory" in said
+    assert "all with batch_size from 1" in said
+
+
+def test_failures_are_counted_by_kind_without_their_messages() -> None:
+    failed = [made(n, {}, 0.0, state=TrialState.FAIL, trace="a.py:1 f\nKeyError: secret words") for n in range(3)]
+    said = titles(failed)
+    assert "3 trials failed" in said
+    assert "KeyError 3" in said
+    assert "secret" not in said
+
+
+def test_a_study_of_pruned_trials_alone_is_told_what_to_change() -> None:
+    pruned = [made(n, {}, 0.1, [0.1], state=TrialState.PRUNED) for n in range(5)]
+    assert "pruner.startup_trials" in titles(pruned)
+
+
+@pytest.mark.parametrize("state", [TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL, TrialState.PRUNED])
+def test_trials_of_other_programs_without_attributes_break_nothing(state: TrialState) -> None:
+    bare = made(0, {}, 0.5, [float("nan")], state=state)
+    bare.user_attrs = {}
+    titles([bare])
+    titles([])
+
+
+def steps_of(trials: list[FrozenTrial], **more: Any) -> list[str]:
+    gain = more.get("gain", lambda count: 0.01)
+    return [step.what for step in next_steps(trials, study_file(), more.get("confirmation"), gain, 3600.0, 20)]
+
+
+def test_next_steps_come_in_the_order_of_gain_per_hour_and_those_without_an_estimate_last() -> None:
+    file, trials = study_file(), drawn(noise)
+    steps = next_steps(trials, file, None, lambda count: 0.01, 3600.0, 20)
+    known = [step.gain / step.gpu_hours for step in steps if step.gain is not None and step.gpu_hours]
+    assert known == sorted(known, reverse=True)
+    assert [step.gain is None for step in steps] == sorted(step.gain is None for step in steps)
+    assert next(step for step in steps if "20 more trials" in step.what).gpu_hours == pytest.approx(20)
+
+
+def test_longer_training_is_proposed_where_the_best_still_rises_alone() -> None:
+    assert any("epochs" in what for what in steps_of(drawn(noise, curve=[0.3, 0.4, 0.5])))
+    assert not any("epochs" in what for what in steps_of(drawn(noise, curve=[0.5, 0.5, 0.5])))
+
+
+def test_confirming_is_proposed_once_there_is_a_baseline_to_beat() -> None:
+    trials = drawn(noise)
+    assert not any("hpo confirm" in what for what in steps_of(trials))
+    trials[0].user_attrs["baseline"] = "v4"
+    assert any("hpo confirm small" in what for what in steps_of(trials))
+
+
+def test_a_study_without_a_best_has_no_next_steps_but_its_findings() -> None:
+    assert steps_of([]) == []
