@@ -9,6 +9,8 @@ from sqlalchemy import URL
 from storage import embedded
 from storage.engine import parse_url
 
+LOOK_PATIENCE_S = 3.0  # of commands that only look; workers wait longer for their database
+
 
 def storage_url() -> URL:
     """Starts the embedded server when HPO_STORAGE is not set. Raises StorageError, ServerError."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from optuna.trial import FrozenTrial
@@ -12,12 +13,11 @@ from optuna.trial import FrozenTrial
 from hpo.config import StudyFile
 from hpo.confirmed import Confirmation
 from hpo.feasible import best_trials, complete
-from hpo.importances import CHANCE
+from hpo.importances import CHANCE, score_of
 from hpo.study import BASELINE, is_baseline
 
 FEW = 12  # searched trials, below which nothing is said of parameters
 TOP = 5  # trials that count as the best
-P_VALUE = 0.01
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,15 @@ class Evidence:
     data: Mapping[str, Any]  # hpo.study.DATA
     confirmation: Confirmation | None
 
-    @property
+    @cached_property
     def done(self) -> list[FrozenTrial]:
-        return complete(self.trials)
+        return [trial for trial in complete(self.trials) if score_of(trial) is not None]
 
-    @property
+    @cached_property
     def searched(self) -> list[FrozenTrial]:
         return [trial for trial in self.done if not is_baseline(trial)]
 
-    @property
+    @cached_property
     def best(self) -> list[FrozenTrial]:
         """Of those searched."""
         return best_trials(self.searched, self.file, TOP)

@@ -31,6 +31,7 @@ class Feasibility:
     metric: MetricName
     baseline: tuple[str, float] | None  # the best one
     best: float  # of the best trial
+    highest: float  # of any trial
     interval: tuple[float, float] | None  # 95 %
     ceiling: float
     target: float | None
@@ -91,16 +92,18 @@ def _of_metric(
     score, target = _score(best, metric), file.targets.get(metric)
     ceiling = float(best.user_attrs.get("ceilings", {}).get(metric, 1.0))
     ahead = outlook(trials, metric, ceiling)
+    highest = max(_score(trial, metric) for trial in done)
     reached = [trial for trial in done if target is not None and _score(trial, metric) >= target]
     shared: dict[str, Any] = {
         "metric": metric,
         "baseline": _best_baseline(done, metric),
         "best": score,
+        "highest": highest,
         "interval": best.user_attrs.get("intervals", {}).get(metric),
         "ceiling": ceiling,
         "target": target,
         "more": more,
-        "range": tuple(max(ahead.quantile(share, more), score) for share in RANGE) if ahead.is_open else None,
+        "range": tuple(max(ahead.quantile(share, more), highest) for share in RANGE) if ahead.is_open else None,
     }
     if target is None:
         return Feasibility(**shared, state="no target")
@@ -109,8 +112,8 @@ def _of_metric(
     if target > ceiling:
         return Feasibility(**shared, state="impossible")
     if reached:
-        highest = max(reached, key=lambda trial: _score(trial, metric))
-        return Feasibility(**shared, state="met elsewhere", elsewhere=highest.number)
+        first = max(reached, key=lambda trial: _score(trial, metric))
+        return Feasibility(**shared, state="met elsewhere", elsewhere=first.number)
     if not ahead.is_open:
         return Feasibility(**shared, state="unknown")
     return Feasibility(**shared, state="open", chance=ahead.chance(target, more))
@@ -135,7 +138,7 @@ def in_words(row: Feasibility, shares: Mapping[float, float], positive: float) -
             assert row.target is not None
             return impossible(row.metric, row.best, row.ceiling, row.target, shares, positive)
         case "unknown":
-            return f"{goal} not met ({row.best:.3f}); fewer than {LEAST} searched trials are complete, too few for odds"
+            return f"{goal} not met ({row.best:.3f}); odds need {LEAST} searched trials that were completed"
         case "open":
             assert row.chance is not None
             return f"{goal} not met ({row.best:.3f}): {odds(row.chance)} with {row.more} more trials of this kind"
@@ -156,6 +159,8 @@ def impossible(
 ) -> str:
     """Why no model can reach it, and what would."""
     share = sum(part for grade, part in shares.items() if grade >= positive)
+    if not share and metric == "spearman_binary":
+        share = positives_at(ceiling)
     labels = f" ({len(shares)} grades, {percent(share, 1)} of the pairs positive)" if shares else ""
     why = (
         f"target {target:.2f} is impossible with these labels{labels}: even a perfect ranking ties with none of theirs "
@@ -174,7 +179,7 @@ def _mend(metric: MetricName, target: float, share: float, grades: int) -> str:
             ways.append(f"two classes would need {percent(enough)} positives (`pairs.positive_share`)")
     elif share:
         ways.append("more grades or more positives raise it (`labels`, `pairs.positive_share`)")
-    ways.append("else lower the target")
+    ways.append("else lower the target" if ways else "lower the target")
     return "; ".join([ways[0][0].upper() + ways[0][1:], *ways[1:]])
 
 
@@ -192,5 +197,9 @@ def graded_ceiling(positive_share: float) -> float:
 
 def enough_positives(target: float) -> float | None:
     """The least share of positives at which Spearman against two classes may reach the target; None: it never does."""
-    rest = 1 - 4 * target**2 / 3
-    return None if rest < 0 else (1 - math.sqrt(rest)) / 2
+    return positives_at(target) if target <= binary_ceiling(0.5) else None
+
+
+def positives_at(ceiling: float) -> float:
+    """The share of positives, of the fewer class, at which Spearman against two classes has that ceiling."""
+    return (1 - math.sqrt(max(1 - 4 * ceiling**2 / 3, 0.0))) / 2

@@ -22,7 +22,8 @@ from hpo.importances import chances
 from hpo.pruning import curve_of, longest_plan, margin_of
 from hpo.study import is_baseline, is_copied, parameters_of
 
-MOST_REPLAYED = 200  # trials, the newest
+LEAST_SHARE = 0.05  # of the trials, below which a few that stopped early are no matter
+MOST_REPLAYED = 60  # trials, the newest
 RISING = 0.002  # of Spearman between the last two reports, from which on a curve counts as rising
 OVERFIT, FALLEN = 0.15, 0.01  # of Spearman: between training and validation, and after the best evaluation
 
@@ -44,9 +45,11 @@ def _stopped_too_early(evidence: Evidence) -> Iterator[Finding]:
     stopped = [trial for trial in evidence.done if _stopped(trial)]
     early = [trial for trial in stopped if trial.user_attrs["stop_epoch"] < 1]
     soon = [t for t in stopped if t.user_attrs["stop_epoch"] < min(2.0, float(_setting(t, evidence, "epochs")) / 4)]
-    if not early and len(soon) <= len(evidence.done) / 2:
+    soon = soon if len(soon) > len(evidence.done) / 2 else []
+    if len(early) < LEAST_SHARE * len(evidence.done) and not any(map(is_baseline, early)):
+        early = soon
+    if not early:
         return
-    early = early or soon
     first = min(early, key=lambda trial: (not is_baseline(trial), trial.user_attrs["stop_epoch"]))
     epoch, patience = first.user_attrs["stop_epoch"], _setting(first, evidence, "patience")
     planned = f"{epoch:.2f} of {_setting(first, evidence, 'epochs')}"
@@ -123,7 +126,7 @@ def _overfitting(evidence: Evidence) -> Iterator[Finding]:
             "Most trials fall after their best evaluation",
             f"{len(fallen)} of {len(evidence.searched)} ended {FALLEN} or more of Spearman below it; the best weights "
             "are kept, the rest of the training is wasted",
-            "Lower the upper bounds of epochs and learning_rate, or let patience stop them",
+            "A smaller patience saves that time; more pairs (mining.train_pairs, space data) put the fall off",
         )
 
 
@@ -138,8 +141,8 @@ def _seeds(evidence: Evidence) -> Iterator[Finding]:
         )
         return
     best = evidence.best
-    if len(best) == TOP and "intervals" in best[0].user_attrs:
-        low = best[0].user_attrs["intervals"]["spearman"][0]
+    if len(best) == TOP and (interval := (best[0].user_attrs.get("intervals") or {}).get("spearman")):
+        low = interval[0]
         if (least := best[-1].value or 0.0) >= low:
             yield Finding(
                 f"The best {TOP} trials cannot be told apart",

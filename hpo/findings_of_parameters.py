@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from optuna.trial import FrozenTrial
-from scipy.stats import spearmanr
 
 from hpo.config import field_of, searched
-from hpo.evidence import FEW, P_VALUE, TOP, Evidence, Finding, short, span
-from hpo.importances import score_of
+from hpo.evidence import FEW, TOP, Evidence, Finding, short, span
+from hpo.importances import CHANCE, SHUFFLES, shuffled
+from hpo.outlook import FloatArray
 from hpo.study import is_baseline
 from search_spaces.space import Choice, FloatRange, IntRange
 
 NEAR_EDGE = 0.12  # of a range, of its logarithm where that is what is drawn
 NATURAL = ("warmup_ratio", "min_epochs", "weight_decay", "hard_negative_skip")  # whose low bound is 0
+EPOCHS_USED = 0.5  # share of them until the best evaluation, from which on more of them may help
 IDLE = 0.2  # how often chance alone does as much
 
 
@@ -41,9 +43,19 @@ def edge(evidence: Evidence, name: str) -> str | None:
     if len(places) < TOP - 1:
         return None
     if sum(p >= 1 - NEAR_EDGE for p in places) > len(places) / 2:
-        return "high"
+        return None if field_of(name) == "epochs" and not _use_their_epochs(evidence.best) else "high"
     at_low = sum(p <= NEAR_EDGE for p in places) > len(places) / 2
     return "low" if at_low and field_of(name) not in NATURAL else None
+
+
+def _use_their_epochs(trials: Sequence[FrozenTrial]) -> bool:
+    """Where the best evaluation comes long before the end, many epochs only make the learning rate fall more slowly."""
+    used = [
+        trial.user_attrs["best_epoch"] / epochs
+        for trial in trials
+        if "best_epoch" in trial.user_attrs and (epochs := trial.params.get("epochs"))
+    ]
+    return not used or float(np.median(used)) >= EPOCHS_USED
 
 
 def what_matters(evidence: Evidence) -> Iterator[Finding]:
@@ -69,42 +81,62 @@ def what_matters(evidence: Evidence) -> Iterator[Finding]:
 
 def rate_and_batch(evidence: Evidence) -> Iterator[Finding]:
     """Among the better half: whether larger batches go with larger learning rates."""
-    rates = [name for name in searched(evidence.file) if field_of(name) == "learning_rate"]
-    for name in rates:
-        both = [t for t in evidence.searched if {name, "batch_size"} <= t.params.keys() and score_of(t) is not None]
-        both.sort(key=lambda trial: -(score_of(trial) or 0.0))
-        good = both[: len(both) // 2]
-        if len(good) < FEW or "batch_size" not in searched(evidence.file):
+    for name in _searched_as("learning_rate", evidence):
+        own = f"batch_size{name.removeprefix('learning_rate')}"  # bounds for its kind of model, or for all
+        batches = own if own in searched(evidence.file) else "batch_size"
+        both = [trial for trial in evidence.searched if {name, batches} <= trial.params.keys()]
+        if len(both) < 2 * FEW:
             continue
-        rate, batch = (np.log([float(trial.params[key]) for trial in good]) for key in (name, "batch_size"))
-        if np.ptp(rate) == 0 or np.ptp(batch) == 0:
-            continue
-        together = spearmanr(rate, batch)
-        if together.pvalue < P_VALUE:
-            slope = float(np.polyfit(batch, rate, 1)[0])
+        rate, batch = (np.log([float(trial.params[key]) for trial in both]) for key in (name, batches))
+        scores = np.array([trial.value for trial in both])
+        good = scores >= np.median(scores)
+        correlation, chance = _together(rate, batch, good)
+        if chance <= CHANCE and np.ptp(batch[good]) > 0:
+            line = np.polyfit(batch[good], rate[good], 1)
+            ends = np.quantile(batch[good], (0.1, 0.9))
+            suits = [f"{short(float(np.exp(np.polyval(line, at))))} with {np.exp(at):.0f}" for at in ends]
             yield Finding(
-                f"The {name} that suits depends on batch_size",
-                f"among the better {len(good)} trials they go together (rank correlation {together.statistic:+.2f}, "
-                f"p {together.pvalue:.2g}): with twice the batch, {2**slope:.2f} times the rate",
+                f"The {name} that suits depends on {batches}",
+                f"among the better {good.sum()} trials they go together (rank correlation {correlation:+.2f}; chance "
+                f"alone does as much in {100 * chance:.1f} % of the cases): about {suits[0]}, {suits[1]}",
                 "Change both together: one that is fixed holds the other down",
             )
 
 
-def too_few_pairs(evidence: Evidence) -> Iterator[Finding]:
-    """Where the number was searched and more was better; at the upper bound or not."""
-    known = [(t.params["train_pairs"], score_of(t)) for t in evidence.searched if "train_pairs" in t.params]
-    if len(known) < FEW or len({pairs for pairs, _ in known}) < 3:
-        return
-    pairs, scores = zip(*known, strict=True)
-    trend = spearmanr(pairs, scores)
-    if trend.statistic > 0 and trend.pvalue < P_VALUE:
-        best = [trial.params["train_pairs"] for trial in evidence.best]
-        yield Finding(
-            "There are too few training pairs",
-            f"scores rise with train_pairs (rank correlation {trend.statistic:+.2f}, p {trend.pvalue:.2g}); the best "
-            f"{len(best)} have {span(best)}",
-            "Raise space.parameters.train_pairs.high, or mining.train_pairs",
+def _searched_as(field: str, evidence: Evidence) -> list[str]:
+    return [name for name in searched(evidence.file) if field_of(name) == field]
+
+
+def _together(left: FloatArray, right: FloatArray, good: NDArray[np.bool_]) -> tuple[float, float]:
+    """Rank correlation among the good, and how often chance alone makes it as strong.
+
+    Goodness is shuffled among neighbouring trials, since a sampler that settles makes its trials alike in both.
+    """
+    from scipy.stats import rankdata  # takes a second to load
+
+    ranks, rng = np.stack([rankdata(left), rankdata(right)]), np.random.default_rng(0)
+    with np.errstate(invalid="ignore", divide="ignore"):  # of equal values: no number, and nothing is as strong
+        found, *others = (
+            float(np.corrcoef(ranks[:, chosen])[0, 1])
+            for chosen in (good, *(shuffled(good, rng) for _ in range(SHUFFLES)))
         )
+    as_strong = sum(abs(other) >= abs(found) for other in others)
+    return found, (1 + as_strong) / (1 + SHUFFLES) if np.isfinite(found) else 1.0
+
+
+def too_few_pairs(evidence: Evidence) -> Iterator[Finding]:
+    """Where the number was searched, it matters and the best have more; at the upper bound or not."""
+    for name in _searched_as("train_pairs", evidence):
+        known = [trial.params[name] for trial in evidence.searched if name in trial.params]
+        best = [trial.params[name] for trial in evidence.best if name in trial.params]
+        if best and evidence.matters(name) and (middle := np.median(best)) > np.median(known):
+            yield Finding(
+                "There are too few training pairs",
+                f"the best {len(best)} trials have {span(best)} of {name}, {middle:,.0f} in the middle, where all have "
+                f"{np.median(known):,.0f}; chance alone would set the best fifth so far apart in "
+                f"{100 * evidence.chances[name]:.1f} % of the cases",
+                f"Raise space.parameters.{name}.high, or mining.train_pairs",
+            )
 
 
 def region(found: Sequence[FrozenTrial], evidence: Evidence) -> str:

@@ -11,7 +11,6 @@ from typing import Any, cast
 import numpy as np
 import optuna
 from numpy.typing import NDArray
-from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -45,6 +44,8 @@ def importances(trials: Sequence[FrozenTrial], file: StudyFile) -> dict[str, flo
 
     A pruned trial counts with its best report.
     """
+    from optuna.importance import PedAnovaImportanceEvaluator  # brings scikit-learn: a second
+
     tried = [trial for trial, _ in _scored(trials)]
     names = {name for trial in tried for name in trial.params} & searched(file).keys()
     if len(tried) < LEAST or not names:
@@ -69,14 +70,14 @@ def chances(trials: Sequence[FrozenTrial], file: StudyFile, seed: int = 0) -> di
         return {}
     rng, scores = np.random.default_rng(seed), np.array([score for _, score in scored])
     is_top = scores >= np.quantile(scores, 1 - TOP_SHARE)
-    shuffled = np.array([_shuffled(is_top, rng) for _ in range(SHUFFLES)])
+    by_chance = np.array([shuffled(is_top, rng) for _ in range(SHUFFLES)])
     found = {}
     for name, parameter in searched(file).items():
         there = np.array([name in trial.params for trial, _ in scored])
         values = [trial.params[name] for trial, _ in scored if name in trial.params]
         if there.sum() >= 2 * LEAST and len(set(values)) > 1:
             levels = _levels(values, by_order=not isinstance(parameter, Choice))
-            apart = _apart(np.vstack([is_top, shuffled])[:, there], levels, by_order=not isinstance(parameter, Choice))
+            apart = _apart(np.vstack([is_top, by_chance])[:, there], levels, by_order=not isinstance(parameter, Choice))
             found[name] = float((1 + (apart[1:] >= apart[0]).sum()) / (1 + SHUFFLES))
     return found
 
@@ -112,7 +113,7 @@ def _complete(trial: FrozenTrial, score: float) -> FrozenTrial:
     )
 
 
-def _shuffled(is_top: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
+def shuffled(is_top: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
     blocks = [rng.permutation(is_top[start : start + NEIGHBOURS]) for start in range(0, len(is_top), NEIGHBOURS)]
     return np.concatenate(blocks)
 

@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from hpo.config import StudyFile
-from hpo.connect import storage_url
+from hpo.connect import LOOK_PATIENCE_S, storage_url
 from hpo.display import behind, make_console, verdicts
 from hpo.errors import HpoError
 from hpo.export import export
 from hpo.files import make_folder
 from hpo.launcher import default_workers
 from hpo.plan import Plan, mark, phase_file, read_plan
-from hpo.run import LOOK_PATIENCE_S, create, work_in_view
+from hpo.run import create, work_in_view
 from hpo.status import Comparison, compare, take_snapshot
 from objectives.evaluation import METRICS
 from storage.native import PostgresStorage
@@ -48,11 +48,19 @@ def _print_end(console: Console, plan: Plan, done: Done, folder: Path) -> None:
     if not any(rows.values()):
         raise HpoError(f"no trial of plan {plan.name!r} was completed; see the logs under {folder}")
     console.print(gain_table(rows))
-    name, study, file = max((one for one in done if rows[one[0]]), key=lambda one: _standing(rows[one[0]], rows))
+    found = best_phase(done)
+    assert found is not None
+    name, study, file = found
     best = export(study, file, folder / "best.yaml")[0]
     written = f"best configuration: {best} (study {file.name})"
     first = next(found for found in rows.values() if found)
     console.print(*verdicts(rows[name], first), "", written, sep="\n", soft_wrap=True)
+
+
+def best_phase(done: Done) -> tuple[str, optuna.Study, StudyFile] | None:
+    """The phase with the best trial of all; None: no trial was completed."""
+    rows = {name: compare(take_snapshot(study, file), file) for name, study, file in done}
+    return max((one for one in done if rows[one[0]]), key=lambda one: _standing(rows[one[0]], rows), default=None)
 
 
 def _standing(rows: list[Comparison], phases: dict[str, list[Comparison]]) -> tuple[bool, float]:

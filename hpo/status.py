@@ -70,7 +70,7 @@ def take_snapshot(study: optuna.Study, file: StudyFile) -> Snapshot:
         best_spearman=best[0].value if best else None,
         time_left_s=_time_left_s(trials, file.budget.trials),
         trials=trials,
-        paused=pause_reason(study) or _by_hand(study, found),
+        paused=why_paused(study, found),
         ended=found.ended if found else None,
     )
 
@@ -101,9 +101,11 @@ def compare(snapshot: Snapshot, file: StudyFile) -> list[Comparison]:
     ]
 
 
-def _by_hand(study: optuna.Study, found: terms.Terms | None) -> str | None:
+def why_paused(study: optuna.Study, found: terms.Terms | None) -> str | None:
+    """By a bug, or by hand; None: it is not."""
     name = study.study_name
-    return f"study {name} is paused; let it go on: hpo study resume {name}" if found and found.paused else None
+    by_hand = f"study {name} is paused; let it go on: hpo study resume {name}" if found and found.paused else None
+    return pause_reason(study) or by_hand
 
 
 def _time_left_s(trials: tuple[FrozenTrial, ...], budget: int) -> float | None:

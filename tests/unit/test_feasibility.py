@@ -16,7 +16,6 @@ from hpo.feasibility import (
     in_words,
     odds,
 )
-from hpo.study import BASELINE
 from objectives.evaluation import METRICS
 
 TWO_CLASSES = {0.0: 0.865, 1.0: 0.135}
@@ -101,7 +100,7 @@ def test_few_trials_give_no_odds_and_many_do() -> None:
 
 def test_baselines_tell_nothing_of_what_the_search_will_find() -> None:
     searched = [made(n, 0.5 + (n % 7) / 100) for n in range(20)]
-    with_baselines = [made(n, 0.79, **{BASELINE: f"b{n}"}) for n in range(100, 110)]
+    with_baselines = [made(n, 0.79, baseline=f"b{n}") for n in range(100, 110)]
     plain, beside = (
         feasibility(trials, study_file(budget={"trials": 60})) for trials in (searched, searched + with_baselines)
     )
