@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Discriminator, Field, Tag, field_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from objectives.config import (
     STRICT,
@@ -30,6 +30,8 @@ from search_spaces.space import Choice, Range, Space, SpaceWithBaselines, Value,
 MAY_CHANGE = ("budget", "targets", "checkpoints", "deadlines", "limits", "lease_s", "patience_s")
 # What a search may vary: names in these sections, and the file's own.
 SECTIONS, OF_THE_FILE = ("pretraining", "training", "mining", "head"), ("model", "max_seq_tokens")
+CONFIRM = "/confirm"  # ends the name of the study that `hpo confirm` makes of another
+SEED = "seed"  # a value that a confirming trial sets, beside its parameters
 Target = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -113,7 +115,7 @@ SpaceField = Annotated[
 
 class StudyFile(BaseModel):
     model_config = STRICT
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    name: Annotated[str, Field(pattern=rf"^[A-Za-z0-9][A-Za-z0-9_.-]{{0,63}}({CONFIRM})?$")]
     incidents: Incidents
     budget: Budget
     labels: Labels = Labels()
@@ -141,12 +143,20 @@ class StudyFile(BaseModel):
     lease_s: Annotated[float, Field(ge=1, le=86_400)] = 30.0  # a worker that is silent for so long has lost its trial
     patience_s: Annotated[float, Field(ge=0, le=86_400)] = 600.0  # a worker waits so long for a database that is away
 
+    @field_validator("name")
+    @classmethod
+    def _is_free(cls, name: str, found: ValidationInfo) -> str:
+        if name.endswith(CONFIRM) and found.mode == "python":  # of JSON, it comes from the database
+            raise ValueError(f"names that end with {CONFIRM} are made by `hpo confirm`")
+        return name
+
 
 def trial_config(file: StudyFile, parameters: Mapping[str, Value] | None = None, number: int = 0) -> TrialConfig:
     """The configuration that trial `number` trains with; without parameters, what the file says itself."""
-    file = with_values(file, parameters or {})
-    same = {name: getattr(file, name) for name in TrialConfig.model_fields if name not in ("model_revision", "seed")}
-    return TrialConfig(**same, model_revision=revisions(file).get(file.model), seed=file.seed + number)
+    values = parameters or {}
+    file, seed = with_values(file, values), int(values.get(SEED, file.seed + number))
+    same = {name: getattr(file, name) for name in TrialConfig.model_fields if name not in ("model_revision", SEED)}
+    return TrialConfig(**same, model_revision=revisions(file).get(file.model), seed=seed)
 
 
 def models(file: StudyFile) -> tuple[str, ...]:

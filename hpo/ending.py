@@ -9,27 +9,31 @@ from itertools import islice
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.config import StudyFile, searched
+from hpo.config import CONFIRM, StudyFile, searched
 from hpo.errors import InputError
 from hpo.feasible import floors_of, reaches
 from hpo.pause import pause_reason
 from hpo.pause import resume as forgive
 from hpo.pruning import margin_of
+from hpo.standing import standing_of
 from hpo.study import CONFIG, EXTRA, is_copied, manage, ours, raised
 from search_spaces.space import Space, is_finite, label, points
-from storage import terms
+from storage import studies, terms
 from storage.native import PostgresStorage
 
 EXTENDED = "hpo:extended"  # a study's system attribute: trials from this number on count for its plateau
 
 
 def end_if_due(storage: PostgresStorage, study: optuna.Study, file: StudyFile) -> None:
-    """Ends the study on a plateau, or when nothing is left to try."""
+    """Ends the study on a plateau, or when nothing is left to try; one that confirms another, when all is decided."""
     trials = study.get_trials(deepcopy=False)
-    if is_exhausted(trials, searched(file)):
+    if file.name.endswith(CONFIRM):
+        if why := standing_of(trials).ended:
+            terms.end(storage.ask, study._study_id, why)
+    elif is_exhausted(trials, searched(file)):
         terms.end(storage.ask, study._study_id, "every point of its space was tried")
     elif file.budget.plateau_trials is not None:
-        first = storage.get_study_system_attrs(study._study_id).get(EXTENDED, 0)
+        first = studies.attribute(storage.ask, study._study_id, EXTENDED) or 0
         if is_plateau([trial for trial in trials if not is_copied(trial)], file, first):
             last = f"the last {file.budget.plateau_trials} trials brought no gain above noise"
             terms.end(storage.ask, study._study_id, last)

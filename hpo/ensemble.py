@@ -72,7 +72,7 @@ def make_ensemble(study: optuna.Study, file: StudyFile, top: int, out: Path, dis
     configs = [trial_config(file, parameters_of(trial), trial.number) for trial in trials]
     fetch_incidents(ours(study), file.incidents)
     data = load_data(configs[0], cache_folder())
-    test = _test_pairs(data, file)
+    test = test_pairs(data, file)
     student = _student(distil, configs, kept_model(file.name, trials[0].number))
     make_folder(out.parent)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -88,7 +88,7 @@ def make_ensemble(study: optuna.Study, file: StudyFile, top: int, out: Path, dis
     models[exported].save(str(partial), create_model_card=False)
     validation = _judge(models, data, data.validation)
     tested = _judge(models, data, test, file.pairs.seed)  # all is chosen: from here on it may be looked at
-    looks = _remember(study, {"members": members, "distilled": distil, "validation": validation, "test": tested})
+    looks = remember(study, {"members": members, "distilled": distil, "validation": validation, "test": tested})
     write_facts(partial, ModelFacts(incidents=file.incidents, threshold=validation[exported]["threshold"]))
     partial.rename(out)
     _print(validation, tested, looks)
@@ -104,7 +104,7 @@ def _candidates(study: optuna.Study, file: StudyFile, top: int) -> list[FrozenTr
     return trials
 
 
-def _test_pairs(data: Data, file: StudyFile) -> GradedPairs:
+def test_pairs(data: Data, file: StudyFile) -> GradedPairs:
     try:
         return held_out_pairs(data.table, data.ladder, data.splits["test"], file.pairs)
     except DataError as error:
@@ -210,7 +210,7 @@ def _gain_interval(ranking: Ranking, single: Ranking, pairs: GradedPairs, seed: 
     return [float(low), float(high)]
 
 
-def _remember(study: optuna.Study, found: dict[str, Any]) -> int:
+def remember(study: optuna.Study, found: dict[str, Any]) -> int:
     """How often test was looked at before."""
     before: list[Any] = study._storage.get_study_system_attrs(study._study_id).get(LOOKS, [])
     now = datetime.now(UTC).isoformat(timespec="seconds")

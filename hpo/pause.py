@@ -11,21 +11,27 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.errors import InputError
+from hpo.study import ours
+from storage import studies
 
 TRIALS, BOXES = 3, 2  # with the same bug
-RESUMED = "hpo:resumed"  # a study's system attribute: trials from this number on count
+RESUMED = "hpo:resumed"  # a study's system attribute
 
 
 def pause_reason(study: optuna.Study) -> str | None:
     failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
     if _shared_bug(failed, 0) is None:
         return None
-    first = study._storage.get_study_system_attrs(study._study_id).get(RESUMED, 0)
-    if (found := _shared_bug(failed, first)) is None:
+    if (found := _shared_bug(failed, resumed_from(study))) is None:
         return None
     name, (bug, trials, boxes) = study.study_name, found
     why = f"{trials} trials on {boxes} boxes failed of {bug}"
     return f"study {name} is paused: {why}. Mend it, then: hpo study resume {name}"
+
+
+def resumed_from(study: optuna.Study) -> int:
+    """The first trial that counts."""
+    return studies.attribute(ours(study).ask, study._study_id, RESUMED) or 0
 
 
 def resume(study: optuna.Study) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -22,19 +23,28 @@ from storage.schema import creation_lock
 
 CONFIG = "hpo:config"
 VERSIONS = "hpo:versions"
+DATA = "hpo:data"  # what its incidents hold, in numbers
 EXTRA = "hpo:extra"  # beyond the file's budget, by `hpo study extend`
 # A trial's user attributes: the name of its recipe; what that sets beyond the space; the trial that it is a copy of.
 BASELINE, OVERRIDES, COPIED = "baseline", "overrides", "copied_from"
 PROPOSED_BY = "proposed_by"  # in words
 FIRST = 5  # of a study whose trials do not compare, to be tried first
+COMMIT = re.compile(r".+@[0-9a-f]{40}")  # of the hub, as a model's version was pinned before
 PACKAGES = ("incident-hpo", "optuna", "sentence-transformers", "transformers", "torch", "numpy")
 
 
-def create_study(url: URL, storage: PostgresStorage, file: StudyFile, dataset: bytes | None = None) -> optuna.Study:
+def create_study(
+    url: URL,
+    storage: PostgresStorage,
+    file: StudyFile,
+    dataset: bytes | None = None,
+    enqueue: Callable[[optuna.Study], None] = lambda study: None,
+) -> optuna.Study:
     """Makes the study, or opens it if it was made from the same configuration; its budget becomes the file's.
 
-    `dataset` is what was read from its incidents, for workers on other boxes. Its model is the version at hand when it
-    was made. Raises InputError if the name is taken by another configuration, which stays as it is, and ModelError.
+    `dataset` is what was read from its incidents, for workers on other boxes; `enqueue` adds trials before any worker
+    may begin. Its model is the version at hand when it was made. Raises InputError if the name is taken by another
+    configuration, which stays as it is, and ModelError.
     """
     with creation_lock(url):
         if file.name in optuna.get_all_study_names(storage):
@@ -56,6 +66,7 @@ def create_study(url: URL, storage: PostgresStorage, file: StudyFile, dataset: b
             file = file.model_copy(update={"incidents": file.incidents.model_copy(update={"dataset": sha256})})
         storage.set_study_system_attr(study._study_id, CONFIG, file.model_dump_json())
         _enqueue_all(study, file)
+        enqueue(study)
         if VERSIONS not in storage.get_study_system_attrs(study._study_id):
             for name in file.warm_start:
                 _warm_start(storage, study, file, name)
@@ -111,8 +122,12 @@ def is_baseline(trial: FrozenTrial | optuna.Trial) -> bool:
 
 
 def _pinned(file: StudyFile) -> StudyFile:
-    pins = {model: pin(model, revisions(file).get(model)) for model in models(file)}
+    pins = {model: _pin(model, revisions(file).get(model)) for model in models(file)}
     return file.model_copy(update={"model_revision": pins if len(pins) > 1 else pins[file.model]})
+
+
+def _pin(model: str, before: str | None) -> str:
+    return before if before and COMMIT.fullmatch(before) else pin(model, before)
 
 
 def raised(budget: Budget, more: Mapping[str, float]) -> Budget:
@@ -182,6 +197,7 @@ def _enqueue_all(study: optuna.Study, file: StudyFile) -> None:
 def _enqueue(study: optuna.Study, file: StudyFile, values: Values, attributes: dict[str, Any]) -> None:
     """What the space has is its parameters, within the bounds or not; the rest goes beside them."""
     standing = settings(file)
+    values = {field_of(key): value for key, value in values.items()}  # of bounds for a kind of model
     wanted, parameters = standing | values, Values()
     for key, parameter in searched(file).items():
         if is_there(parameter, parameters):

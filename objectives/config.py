@@ -252,3 +252,4 @@ class Job(BaseModel):
     cache: str | None = None  # folder for what trials of this box have in common
     keep_in: str | None = None  # folder for the model, if the trial ends complete
     keep_above: float = -1.0  # and with a higher Spearman
+    judge_test: bool = False  # score it on test, too

@@ -32,7 +32,7 @@ from objectives.config import ALIVE_S, Job
 from objectives.device import DeviceError
 from objectives.ensemble import keep_model
 from objectives.evaluation import Collapsed
-from objectives.finetune import finetune
+from objectives.finetune import finetune, judge_test
 from objectives.model_files import ModelError
 from objectives.progress import Diverged, Interrupted, Interruptions, Progress, Unsuitable
 from objectives.reading import DataError
@@ -134,7 +134,8 @@ def _train(job: Job, pipe: Pipe) -> str:
     is_complete = trained.result.stop_reason != "pruned"
     if job.keep_in and is_complete and trained.result.scores["spearman"] > job.keep_above:
         keep_model(trained.save, Path(job.keep_in), job.config)
-    return _line("result", **asdict(trained.result))
+    judged = {"test": judge_test(trained.encoder, job.config, cache, interruptions.check)} if job.judge_test else {}
+    return _line("result", **asdict(trained.result), **judged)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
