@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from hpo.result_commands import results
 from hpo.subcommands import StudyName, db, space
 from hpo.subcommands import study as study_group
 
@@ -20,17 +21,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(results)
 app.add_typer(db, name="db")
 app.add_typer(space, name="space")
 app.add_typer(study_group, name="study")
 
-ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="What `hpo train` made.")]
 StudyPath = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Study file.")]
-
-
-class Split(StrEnum):
-    VALIDATION = "validation"
-    TRAIN = "train"
 
 
 class Preset(StrEnum):
@@ -143,106 +139,6 @@ def prune_audit(
     from hpo.run import open_by_name
 
     print_audit(*open_by_name(study), as_json=as_json)
-
-
-@app.command()
-def export(
-    study: StudyName,
-    out: Annotated[Path, typer.Option("-o", help="File to write.")] = Path("best.yaml"),
-    top: Annotated[int, typer.Option(min=1, help="Write this many; the second best goes to best-2.yaml.")] = 1,
-) -> None:
-    """Write the best configuration as a YAML file that trains.
-
-    Example: hpo export demo -o best.yaml
-    """
-    from hpo.export import export as export_study
-    from hpo.run import open_by_name
-
-    for path in export_study(*open_by_name(study), out, top):
-        print(path)
-
-
-@app.command()
-def train(
-    best_file: Annotated[Path, typer.Argument(metavar="best.yaml", help="File written by hpo export.")],
-    out: Annotated[Path, typer.Option("-o", help="Folder for the model; must not exist yet.")],
-) -> None:
-    """Train the model that a best.yaml describes, as its trial did.
-
-    Example: hpo train best.yaml -o model
-    """
-    from hpo.train import train_from_file
-
-    train_from_file(best_file, out)
-
-
-@app.command()
-def ensemble(
-    study: StudyName,
-    out: Annotated[Path, typer.Option("-o", help="Folder for the model; must not exist yet.")],
-    top: Annotated[int, typer.Option(min=1, help="Choose among so many of the best trials.")] = 8,
-    distill: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Teach this base what the ensemble knows.")
-    ] = None,
-) -> None:
-    """Combine the best trials' models on validation, judge once on test, and write one model.
-
-    Example: hpo ensemble demo --top 8 -o model
-    """
-    from hpo.ensemble import make_ensemble
-    from hpo.run import open_by_name
-
-    make_ensemble(*open_by_name(study), top, out, distill)
-
-
-@app.command()
-def pairs(
-    study: StudyName,
-    out: Annotated[Path, typer.Option("-o", help="CSV file to write: texts, grade, label.")],
-    split: Annotated[Split, typer.Option(help="Which pairs.")] = Split.VALIDATION,
-) -> None:
-    """Write the pairs that scores are computed on, so that anybody can check them.
-
-    Example: hpo pairs demo --split validation -o pairs.csv
-    """
-    from hpo.run import open_by_name
-    from hpo.train import write_pairs
-
-    print(f"{write_pairs(*open_by_name(study), split, out)} pairs: {out}")
-
-
-@app.command()
-def match(
-    model: ModelFolder,
-    first: Annotated[str, typer.Argument(metavar="TEXT", help="Of one incident.")],
-    second: Annotated[str, typer.Argument(metavar="TEXT", help="Of another.")],
-    same_item: Annotated[bool, typer.Option("--same-item", help="Both concern one configuration item.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-) -> None:
-    """Say whether two incidents are a match: their similarity, and its probability where the model has a head.
-
-    Example: hpo match model "VPN drops every hour" "no connection to vpn"
-    """
-    from hpo.match import match as match_texts
-
-    match_texts(model, first, second, same_item=same_item, as_json=as_json)
-
-
-@app.command()
-def similar(
-    model: ModelFolder,
-    incidents: Annotated[Path, typer.Argument(metavar="INCIDENTS", help="Export with the columns of the training's.")],
-    query: Annotated[str, typer.Option(help="Text of an incident; - reads it from standard input.")],
-    top: Annotated[int, typer.Option(min=1, help="How many to list.")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON list.")] = False,
-) -> None:
-    """List the incidents of an export that are most similar to a text.
-
-    Example: hpo similar model incidents.csv --query "VPN drops every hour" --top 5
-    """
-    from hpo.match import similar as list_similar
-
-    list_similar(model, incidents, query, top, as_json=as_json)
 
 
 @app.command()

@@ -49,13 +49,13 @@ def fetch(storage: PostgresStorage | None, incidents: Incidents) -> None:
         raise SetupError(f"{cache_folder()} cannot be written to, or its disk is full; set HPO_HOME to another folder")
 
 
-def for_training(incidents: Incidents) -> None:
+def for_training(incidents: Incidents, storage: PostgresStorage | None = None) -> None:
     """An export that has changed is refused; one that is not there is found by its hash. Raises DataError."""
     if "://" in incidents.path or os.path.exists(incidents.path):
         check_sha256(incidents)
-        fetch(None, incidents)
-    else:
-        fetch(PostgresStorage(storage_url()) if os.environ.get("HPO_STORAGE") else None, incidents)
+    elif storage is None and os.environ.get("HPO_STORAGE"):
+        storage = PostgresStorage(storage_url())
+    fetch(storage, incidents)
 
 
 def is_here(incidents: Incidents) -> bool:

@@ -30,7 +30,7 @@ def status_line(snapshot: Snapshot) -> str:
     if snapshot.best_spearman is not None:
         parts.append(f"best {snapshot.best_spearman:.3f} (trial {snapshot.best_trial})")
     if snapshot.time_left_s is not None and snapshot.finished < snapshot.budget:
-        parts.append(f"{_duration(snapshot.time_left_s)} left")
+        parts.append(f"{duration(snapshot.time_left_s)} left")
     return ", ".join(parts)
 
 
@@ -99,7 +99,7 @@ def out_of_reach(target: float, ceiling: float) -> str:
     return f"target {target:.2f} is out of reach: these labels allow {ceiling:.3f} at most"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

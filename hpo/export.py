@@ -1,204 +1,150 @@
-"""best.yaml: one trial as a file that says where it came from and trains again to the same scores."""
+"""`hpo export`: trials as files that say where they came from and train again to the same scores."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
-from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from hpo.best_file import (
+    CLASS_NAMES,
+    SCHEMA_VERSION,
+    TRAINING_ARGUMENTS,
+    BestFile,
+    Confirmed,
+    EarlyStopping,
+    Estimate,
+    Loss,
+    Metric,
+    Provenance,
+    SecondLoss,
+    TrainingArguments,
+    digest,
+    job_of,
+)
 from hpo.config import StudyFile, fingerprint, trial_config
+from hpo.confirmed import Confirmation, Interval, confirmation_of
 from hpo.errors import InputError
 from hpo.feasible import COSTS, best_trials, complete
-from hpo.files import write_text
+from hpo.files import write_texts
 from hpo.study import BASELINE, VERSIONS, parameters_of
-from hpo.yamlfile import read_yaml, write_yaml
-from objectives.config import (
-    COLUMNS,
-    STRICT,
-    Head,
-    Incidents,
-    Job,
-    Labels,
-    LossName,
-    Memory,
-    Mining,
-    Pairs,
-    Pretraining,
-    Splits,
-    Training,
-    TrialConfig,
-)
+from hpo.yamlfile import write_yaml
+from objectives.config import Training, TrialConfig
 from objectives.evaluation import METRICS
 
-SCHEMA_VERSION: Literal[1] = 1
-
-# Ours on the left; on the right the names of sentence-transformers' SentenceTransformerTrainingArguments.
-TRAINING_ARGUMENTS = {
-    "learning_rate": "learning_rate",
-    "batch_size": "per_device_train_batch_size",
-    "epochs": "num_train_epochs",
-    "warmup_ratio": "warmup_steps",  # a float below 1 is a share of all steps there
-    "schedule": "lr_scheduler_type",
-    "weight_decay": "weight_decay",
-    "max_grad_norm": "max_grad_norm",
-}
-HOW_COMPUTED: dict[str, str | int | float | bool] = {"bf16": False, "gradient_checkpointing": False}  # may be left out
-EARLY_STOPPING = ("patience", "min_epochs", "eval_every_examples")
-
-
-class Metric(BaseModel):
-    model_config = STRICT
-    value: float
-    interval: tuple[float, float] = Field(strict=False)
-    ceiling: float
-
-
-ClassName = Literal[
-    "MultipleNegativesRankingLoss",
-    "MultipleNegativesSymmetricRankingLoss",
-    "CachedMultipleNegativesRankingLoss",
-    "TripletLoss",
-    "ContrastiveLoss",
-    "OnlineContrastiveLoss",
-    "CoSENTLoss",
-    "AnglELoss",
-]
-CLASS_NAMES: dict[LossName, ClassName] = dict(zip(COLUMNS, get_args(ClassName), strict=True))
-
-
-class SecondLoss(BaseModel):
-    model_config = STRICT
-    name: ClassName
-    weight: float
-
-
-class Loss(BaseModel):
-    """Under the names that sentence-transformers has for them."""
-
-    model_config = STRICT
-    name: ClassName
-    scale: float
-    margin: float = Training.model_fields["margin"].default
-    second: SecondLoss | None = None
-    mini_batch_size: int | None = None  # texts that were computed at once; None: all of a batch, or as that class does
-
-    @model_validator(mode="after")
-    def _is_cached_in_parts(self) -> Loss:
-        if self.mini_batch_size is not None and self.name == CLASS_NAMES["mnrl"]:
-            raise ValueError(f"mini_batch_size {self.mini_batch_size} does not go with {self.name}")
-        return self
-
-    def settings(self) -> dict[str, Any]:
-        """As ours; computed in parts, the one is the other."""
-        ours = {name: loss for loss, name in CLASS_NAMES.items()}
-        in_parts = self.mini_batch_size is not None and self.name == CLASS_NAMES["cached_mnrl"]
-        found = {"loss": "mnrl" if in_parts else ours[self.name], "scale": self.scale, "margin": self.margin}
-        if self.second is not None:
-            found |= {"second_loss": ours[self.second.name], "second_loss_weight": self.second.weight}
-        return found
-
-
-class BestFile(BaseModel):
-    """What `hpo export` writes and `hpo train` reads."""
-
-    model_config = STRICT
-    schema_version: Literal[1]
-    model: str
-    model_revision: str | None = None
-    max_seq_tokens: int
-    incidents: Incidents
-    labels: Labels = Labels()
-    splits: Splits
-    pairs: Pairs
-    mining: Mining = Mining()
-    pretraining: Pretraining = Pretraining()
-    loss: Loss
-    training_arguments: dict[str, str | int | float | bool]
-    early_stopping: dict[str, str | int | float]
-    seed: int
-    threads: int
-    head: Head = Head()
-    metrics: dict[str, Metric]
-    threshold: float
-    head_metrics: dict[str, float] = {}  # of the match head, where there is one
-    provenance: dict[str, Any]
+INDEX = "What `hpo export` wrote together; metrics are those of each file's own trial, on validation."
 
 
 def export(study: optuna.Study, file: StudyFile, out: Path, top: int = 1) -> list[Path]:
-    """Writes the best trial to `out`, the next ones beside it with their rank in the name. Raises InputError."""
-    trials = best_trials(study.get_trials(deepcopy=False), file, top)
-    if not trials:
-        if complete(study.get_trials(deepcopy=False)):
-            limits = ", ".join(name for name in COSTS if getattr(file.constraints, name) is not None)
-            raise InputError(
-                f"no trial of study {file.name!r} keeps its constraints ({limits}); see: hpo costs {file.name}"
-            )
-        raise InputError(f"study {file.name!r} has no completed trial yet; nothing to export")
+    """Writes the best trial to `out`, the next ones beside it with their rank in the name, and an index of them.
+
+    One file alone has no index, but one that is there must not be wrong. All are written or, where one cannot be, none.
+    Raises InputError.
+    """
+    trials = _ranked(study, file, top)
     paths = [out if rank == 1 else out.with_stem(f"{out.stem}-{rank}") for rank in range(1, len(trials) + 1)]
-    for path, trial in zip(paths, trials, strict=True):
-        comment = f"Trial {trial.number} of study {file.name}. Train it: hpo train {path.name} -o MODEL_DIR"
-        write_text(path, write_yaml(_best_file(study, file, trial).model_dump(mode="json"), comment))
+    best = best_files(study, file, trials)
+    texts = {path: _text(one, path.name) for path, one in zip(paths, best, strict=True)}
+    index = out.with_stem(f"{out.stem}-index")
+    if top > 1 or index.exists():
+        texts[index] = write_yaml({"study": file.name, "files": _index(paths, best)}, INDEX)
+    write_texts(texts)
     return paths
 
 
-def read_best_file(path: Path) -> tuple[BestFile, Job]:
-    """What is to be trained, and how it was computed. Raises InputError that names the file."""
-    best = read_yaml(path, BestFile)
-    arguments = HOW_COMPUTED | best.training_arguments
-    unknown = sorted(arguments.keys() ^ {*TRAINING_ARGUMENTS.values(), *HOW_COMPUTED})
-    if unknown:
-        raise InputError(f"{path}: training_arguments: missing or unknown: {', '.join(unknown)}")
-    for name in HOW_COMPUTED:
-        if not isinstance(arguments[name], bool):
-            raise InputError(f"{path}: training_arguments.{name}: expected true or false, found {arguments[name]!r}")
-    training = {ours: arguments[theirs] for ours, theirs in TRAINING_ARGUMENTS.items()}
-    training |= best.early_stopping | best.loss.settings()
-    training["precision"] = "bfloat16" if arguments["bf16"] else "float32"
-    memory = {"micro_batch": best.loss.mini_batch_size, "gradient_checkpointing": arguments["gradient_checkpointing"]}
-    shared = {key: getattr(best, key) for key in TrialConfig.model_fields if key != "training"}
-    try:
-        config = TrialConfig(**shared, training=Training.model_validate(training))
-        return best, Job(config=config, memory=Memory.model_validate(memory))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{path}: {': '.join([*map(str, first['loc']), first['msg']])}") from None
+def best_yaml(study: optuna.Study, file: StudyFile) -> str:
+    """The text of the best trial's file. Raises InputError where there is none."""
+    [best] = best_files(study, file, _ranked(study, file, 1))
+    return _text(best, "best.yaml")
 
 
-def _best_file(study: optuna.Study, file: StudyFile, trial: FrozenTrial) -> BestFile:
-    config = trial_config(file, parameters_of(trial), trial.number)
-    training, found = config.training.model_dump(), trial.user_attrs
-    return BestFile(
+def best_files(study: optuna.Study, file: StudyFile, trials: Sequence[FrozenTrial]) -> list[BestFile]:
+    """Of trials that workers have completed."""
+    versions = study._storage.get_study_system_attrs(study._study_id)[VERSIONS]
+    confirmation = confirmation_of(study)
+    return [_best_file(file, trial, versions, confirmation) for trial in trials]
+
+
+def _ranked(study: optuna.Study, file: StudyFile, top: int) -> list[FrozenTrial]:
+    """What was confirmed comes first, by the scores over seeds; a baseline only if it won. Raises InputError."""
+    trials = study.get_trials(deepcopy=False)
+    best, confirmation = best_trials(trials, file, len(trials)), confirmation_of(study)
+    if not best:
+        raise InputError(_why_none(file, complete(trials)))
+    runs = [run for run in confirmation.runs if run.baseline is None] if confirmation else []
+    first = [confirmation.winner, *(run.trial for run in runs)] if confirmation else []
+    by_number = {trial.number: trial for trial in complete(trials)}
+    ranked = dict.fromkeys([*(number for number in first if number in by_number), *(trial.number for trial in best)])
+    return [by_number[number] for number in ranked][:top]
+
+
+def _why_none(file: StudyFile, completed: Sequence[FrozenTrial]) -> str:
+    if not completed:
+        return f"study {file.name!r} has no completed trial yet; nothing to export"
+    limits = ", ".join(name for name in COSTS if getattr(file.constraints, name) is not None)
+    return f"no trial of study {file.name!r} keeps its constraints ({limits}); see: hpo costs {file.name}"
+
+
+def _text(best: BestFile, name: str) -> str:
+    trial, study = best.provenance.trial, best.provenance.study
+    comment = f"Trial {trial} of study {study}. Train it: hpo train {name} -o MODEL_DIR"
+    return write_yaml(best.model_dump(mode="json"), comment)
+
+
+def _index(paths: Sequence[Path], best: Sequence[BestFile]) -> list[dict[str, Any]]:
+    return [
+        {
+            "rank": rank,
+            "file": path.name,
+            "trial": one.provenance.trial,
+            "baseline": one.provenance.baseline,
+            "confirmed": one.confirmed is not None,
+            "metrics": {name: metric.value for name, metric in one.metrics.items()},
+        }
+        for rank, (path, one) in enumerate(zip(paths, best, strict=True), 1)
+    ]
+
+
+def _best_file(
+    file: StudyFile, trial: FrozenTrial, versions: dict[str, str], confirmation: Confirmation | None
+) -> BestFile:
+    config, found = trial_config(file, parameters_of(trial), trial.number), trial.user_attrs
+    best = BestFile(
         schema_version=SCHEMA_VERSION,
         **{key: getattr(config, key) for key in TrialConfig.model_fields if key != "training"},
         loss=_loss(config.training, found.get("micro_batch")),
-        training_arguments={
-            **{theirs: training[ours] for ours, theirs in TRAINING_ARGUMENTS.items()},
-            "bf16": found.get("precision") == "bfloat16",
-            "gradient_checkpointing": found.get("gradient_checkpointing", False),
-        },
-        early_stopping={key: training[key] for key in EARLY_STOPPING},
+        training_arguments=_training_arguments(config.training, found),
+        early_stopping=_early_stopping(config.training, found),
         metrics={
             name: Metric(value=found[name], interval=found["intervals"][name], ceiling=found["ceilings"][name])
             for name in METRICS
         },
         threshold=found["threshold"],
         head_metrics=found.get("head", {}),
-        provenance={
-            "study": file.name,
-            "study_fingerprint": fingerprint(file),
-            "trial": trial.number,
-            "baseline": found.get(BASELINE, "none"),
-            "stop_reason": found["stop_reason"],
-            "stop_epoch": found["stop_epoch"],
-            "best_epoch": found["best_epoch"],
-            "train_pairs": found["train_pairs"],
-            "device": found["device"],
-            "deterministic": found.get("deterministic", found["device"] == "cpu"),
-            "versions": study._storage.get_study_system_attrs(study._study_id)[VERSIONS],
-        },
+        confirmed=_confirmed(confirmation, trial.number) if confirmation else None,
+        provenance=_provenance(file, trial, versions),
+    )
+    came_from = best.provenance.model_copy(update={"configuration": digest(job_of(best).config)})
+    return best.model_copy(update={"provenance": came_from})
+
+
+def _training_arguments(training: Training, found: dict[str, Any]) -> TrainingArguments:
+    return TrainingArguments(
+        **{theirs: getattr(training, ours) for ours, theirs in TRAINING_ARGUMENTS.items()},
+        bf16=found.get("precision") == "bfloat16",
+        gradient_checkpointing=found.get("gradient_checkpointing", False),
+    )
+
+
+def _early_stopping(training: Training, found: dict[str, Any]) -> EarlyStopping:
+    return EarlyStopping(
+        patience=training.patience,
+        min_epochs=training.min_epochs,
+        eval_every_examples=training.eval_every_examples,
+        stop_epoch=found["stop_epoch"] if found["stop_reason"] == "overtaken" else None,
     )
 
 
@@ -213,4 +159,43 @@ def _loss(training: Training, micro_batch: int | None) -> Loss:
         margin=training.margin,
         second=second,
         mini_batch_size=micro_batch,
+    )
+
+
+def _confirmed(confirmation: Confirmation, number: int) -> Confirmed | None:
+    run = next((run for run in confirmation.runs if run.trial == number), None)
+    if run is None:
+        return None
+    judged = confirmation.winner if confirmation.challenger is None else confirmation.challenger
+    return Confirmed(
+        study=confirmation.study,
+        seeds=run.seeds,
+        mean=run.mean,
+        spread=run.spread,
+        against=confirmation.against,
+        gain=_estimate(run.gain) if run.gain else None,
+        dropped=run.dropped,
+        test=run.test,
+        test_seeds=confirmation.judged_seeds if run.test else None,
+        test_gain=_estimate(confirmation.gain_on_test) if number == judged else None,
+        verdict=confirmation.verdict if number == judged else None,
+    )
+
+
+def _estimate(found: Interval) -> Estimate:
+    return Estimate(value=found[0], interval=found[1:])
+
+
+def _provenance(file: StudyFile, trial: FrozenTrial, versions: dict[str, str]) -> Provenance:
+    found = trial.user_attrs
+    same = ("stop_reason", "stop_epoch", "best_epoch", "train_pairs", "device")
+    return Provenance(
+        study=file.name,
+        study_fingerprint=fingerprint(file),
+        trial=trial.number,
+        baseline=found.get(BASELINE, "none"),
+        **{name: found[name] for name in same},
+        deterministic=found.get("deterministic", found["device"] == "cpu"),
+        threads=file.threads,
+        versions=versions,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,12 +21,24 @@ def make_folder(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Raises InputError where the place cannot be written; what was there stays."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    write_texts({path: text})
+
+
+def write_texts(texts: Mapping[Path, str]) -> None:
+    """All of them or, where one cannot be written, none; what was there stays then. Raises InputError."""
+    partial = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in texts}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        for path, text in texts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial[path].write_text(text, encoding="utf-8")
+        for path in texts:
+            if path.is_dir():  # found out now, as the first would have been replaced
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        for path in texts:
+            partial[path].replace(path)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        for unfinished in partial.values():
+            with suppress(OSError):
+                unfinished.unlink()

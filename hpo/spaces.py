@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 import search_spaces
 from hpo.base_models import by_kind, check_models, for_kinds, model_choices, only_for, with_whole_paths
+from hpo.best_file import read_best_file
 from hpo.config import OF_THE_FILE, SECTIONS, StudyFile, field_of, settings, trial_config, with_values
 from hpo.errors import InputError
-from hpo.export import read_best_file
 from hpo.yamlfile import Place, read_yaml
 from search_spaces.space import (
     Choice,

@@ -18,8 +18,8 @@ import typer
 import yaml
 from sqlalchemy import URL
 
+from hpo.best_file import read_best_file
 from hpo.cli import app
-from hpo.export import read_best_file
 
 Ended = subprocess.CompletedProcess[str]
 Run = Callable[..., Ended]
@@ -156,7 +156,7 @@ def test_export_of_two_writes_two_files_that_read_back(search: Search, hpo: Run,
     assert (ended.returncode, ended.stdout) == (0, "".join(f"{path}\n" for path in paths))
     (best, job), (second, _) = map(read_best_file, paths)
     assert best.metrics["spearman"].value >= second.metrics["spearman"].value
-    assert best.provenance["trial"] != second.provenance["trial"]
+    assert best.provenance.trial != second.provenance.trial
     assert job.config.incidents.path == str(search.path.with_name("incidents.csv"))
     for path, file in zip(paths, (best, second), strict=True):
         assert yaml.safe_load(path.read_text()) == file.model_dump(mode="json")

@@ -286,7 +286,7 @@ def test_data_set_that_two_commands_stored_is_in_the_database_once(boxes: Boxes,
 def test_training_on_a_third_box_gives_the_metrics_of_the_file(boxes: Boxes) -> None:
     said = boxes.said["train"].stdout
     metrics = yaml.safe_load((boxes.folder / "best.yaml").read_text())["metrics"]
-    found = {name: float(value) for name, value in re.findall(r"^(\w+) +([\d.]+)  \(in best.yaml", said, re.M)}
+    found = {name: float(value) for name, value in re.findall(r"^ +(\w+) +[\d.]+ +([\d.]+) +[+-]", said, re.M)}
     assert found == pytest.approx({name: metric["value"] for name, metric in metrics.items()}, abs=1e-6)
     assert (boxes.folder / "model").is_dir()
 

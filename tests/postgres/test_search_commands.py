@@ -16,9 +16,9 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import URL
 
+from hpo.best_file import read_best_file
 from hpo.cli import main
 from hpo.config import searched, trial_config
-from hpo.export import read_best_file
 from hpo.proposals import FIXED, SAMPLER_SEED
 from hpo.study import OVERRIDES, create_study, open_study, parameters_of
 from hpo.study_file import read_study_file
@@ -220,7 +220,7 @@ def test_recipe_trains_with_all_that_it_sets_and_its_best_file_is_the_same_recip
     assert (recipe.params.keys(), recipe.user_attrs[OVERRIDES]) == (searched(file).keys(), {"batch_size": 16})
     assert "'schedule': 'linear', 'batch_size': 16}" in searches.log
     assert hpo_here(searches.url, "export", "seen", "-o", tmp_path / "best.yaml").returncode == 0
-    assert read_best_file(tmp_path / "best.yaml")[0].provenance["baseline"] == "mild"
+    assert read_best_file(tmp_path / "best.yaml")[0].provenance.baseline == "mild"
     head, tail = searches.path.read_text().split(
         "mild: {learning_rate: 0.02, epochs: 2, schedule: linear, batch_size: 16}"
     )

@@ -13,9 +13,10 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL
 
+from hpo.best_file import read_best_file
 from hpo.config import StudyFile
 from hpo.errors import InputError
-from hpo.export import export, read_best_file
+from hpo.export import export
 from hpo.plan import read_plan
 from hpo.proposals import FIXED
 from hpo.status import take_snapshot
@@ -292,7 +293,7 @@ def test_status_and_export_agree_on_the_best_beside_copied_recipes(
     for spearman, roc_auc in ((0.5, 0.9), (0.6, 0.7)):
         add(heir, file, spearman, attributes=RESULT | {"roc_auc": roc_auc}, learning_rate=0.02, epochs=1)
     export(heir, file, tmp_path / "best.yaml")
-    exported = read_best_file(tmp_path / "best.yaml")[0].provenance["trial"]
+    exported = read_best_file(tmp_path / "best.yaml")[0].provenance.trial
     assert take_snapshot(heir, file).best_trial == exported
 
 

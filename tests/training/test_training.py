@@ -12,7 +12,7 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-from hpo.export import TRAINING_ARGUMENTS
+from hpo.best_file import TRAINING_ARGUMENTS
 from objectives.config import Training, TrialConfig
 from objectives.data import Data, load_data, train_pairs
 from objectives.evaluation import rank_pairs, score

@@ -4,6 +4,7 @@ In the tables a case begins with its name and words of what is said. The line th
 first of the case.
 """
 
+import json
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from hpo.config import baselines
 from hpo.errors import InputError
 from hpo.plan import read_plan
 from hpo.study_file import read_study_file
+from objectives.evaluation import METRICS
 from storage import embedded
 
 STUDY = "name: s\nincidents: {path: i.csv}\nbudget: {trials: 9}\n"
@@ -33,9 +35,12 @@ phases:
 """
 BEST = """{schema_version: 1, model: "static:other", max_seq_tokens: 128, incidents: {path: i.csv}, splits: {},
   pairs: {}, training_arguments: {learning_rate: 0.01, per_device_train_batch_size: 32, num_train_epochs: 2,
-  warmup_steps: 0.1, lr_scheduler_type: linear, weight_decay: 0.0, max_grad_norm: 1.0}, early_stopping: {}, seed: 0,
-  threads: 1, metrics: {}, threshold: 0.5, provenance: {}, loss: {name: MultipleNegativesRankingLoss, scale: 20.0}}
-"""
+  warmup_steps: 0.1, lr_scheduler_type: linear, weight_decay: 0.0, max_grad_norm: 1.0}, seed: 0, threads: 1,
+  early_stopping: {patience: 3, min_epochs: 0.0, eval_every_examples: 200}, threshold: 0.5, metrics: METRICS,
+  provenance: {study: s, study_fingerprint: f, trial: 0, baseline: none, stop_reason: completed, stop_epoch: 1.0,
+  best_epoch: 1.0, train_pairs: 9, device: cpu, deterministic: true, versions: {}},
+  loss: {name: MultipleNegativesRankingLoss, scale: 20.0}}
+""".replace("METRICS", json.dumps({name: {"value": 0.5, "interval": [0.4, 0.6], "ceiling": 1.0} for name in METRICS}))
 # Not for people: words of Python, and of the library that checks.
 JARGON = re.compile("instance of|discriminator|tuple|validation|Errno|Error", re.IGNORECASE)
 

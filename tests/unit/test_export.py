@@ -1,4 +1,4 @@
-"""best.yaml: what is written is read back to the very configuration that the trial trained with."""
+"""`hpo export`: which trials, in which order, to the very configuration that each trained with."""
 
 from pathlib import Path
 from typing import Any
@@ -7,9 +7,11 @@ import optuna
 import pytest
 import yaml
 
+from hpo.best_file import read_best_file
 from hpo.config import StudyFile, baselines, fingerprint, searched, trial_config
+from hpo.confirmed import CONFIRMED, Confirmation, Runs
 from hpo.errors import InputError
-from hpo.export import export, read_best_file
+from hpo.export import best_yaml, export
 from hpo.study import BASELINE, VERSIONS, installed_versions
 from hpo.study_file import read_study_file
 from objectives.config import Job, Memory, Splits, Training
@@ -67,6 +69,10 @@ def test_the_best_trial_is_read_back_as_it_was_trained(tmp_path: Path, study: op
     assert (best.threshold, best.metrics["f1"].interval) == (1e-5, (0.7, 0.8))
 
 
+def trial_of(path: Path) -> int:
+    return read_best_file(path)[0].provenance.trial
+
+
 def test_it_says_where_it_came_from(tmp_path: Path, study: optuna.Study, file: StudyFile) -> None:
     export(study, file, tmp_path / "best.yaml")
     came_from = yaml.safe_load((tmp_path / "best.yaml").read_text())["provenance"]
@@ -78,18 +84,150 @@ def test_it_says_where_it_came_from(tmp_path: Path, study: optuna.Study, file: S
 
 def test_the_next_best_stand_beside_it_with_their_rank(tmp_path: Path, study: optuna.Study, file: StudyFile) -> None:
     paths = export(study, file, tmp_path / "best.yaml", top=9)
+    assert sorted(tmp_path.glob("best*")) == sorted([*paths, tmp_path / "best-index.yaml"])
     assert [path.name for path in paths] == ["best.yaml", "best-2.yaml", "best-3.yaml"]
-    assert [read_best_file(path)[0].provenance["trial"] for path in paths] == [1, 2, 0]
+    assert [trial_of(path) for path in paths] == [1, 2, 0]
+
+
+def test_index_says_which_trial_is_in_which_file_and_how_good_it_is(
+    tmp_path: Path, study: optuna.Study, file: StudyFile
+) -> None:
+    study._storage.set_study_system_attr(study._study_id, CONFIRMED, confirmation(2).model_dump(mode="json"))
+    export(study, file, tmp_path / "best.yaml", top=2)
+    index = yaml.safe_load((tmp_path / "best-index.yaml").read_text())
+    scores = dict.fromkeys(METRICS, 0.75)
+    same = {"baseline": "v4", "metrics": scores}
+    assert index == {
+        "study": "small",
+        "files": [
+            {"rank": 1, "file": "best.yaml", "trial": 2, "confirmed": True, **same},
+            {"rank": 2, "file": "best-2.yaml", "trial": 1, "confirmed": False, **same},
+        ],
+    }
+
+
+def test_one_file_has_no_index_but_one_that_is_there_is_not_left_wrong(
+    tmp_path: Path, study: optuna.Study, file: StudyFile
+) -> None:
+    export(study, file, tmp_path / "best.yaml")
+    assert not (tmp_path / "best-index.yaml").exists()
+    export(study, file, tmp_path / "best.yaml", top=3)
+    export(study, file, tmp_path / "best.yaml")
+    index = yaml.safe_load((tmp_path / "best-index.yaml").read_text())
+    assert [entry["file"] for entry in index["files"]] == ["best.yaml"]
+
+
+def test_export_that_fails_half_way_leaves_every_file_as_it_was(
+    tmp_path: Path, study: optuna.Study, file: StudyFile
+) -> None:
+    export(study, file, tmp_path / "best.yaml", top=2)
+    (tmp_path / "best-3.yaml").mkdir()
+    for path in tmp_path.glob("best*.yaml"):
+        if path.is_file():
+            path.write_text(f"as {path.name} was")
+    with pytest.raises(InputError, match=r"best-3\.yaml: cannot be written \(Is a directory\)"):
+        export(study, file, tmp_path / "best.yaml", top=3)
+    found = {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file() and path.name != "study.yaml"}
+    assert found == {name: f"as {name} was" for name in ("best.yaml", "best-2.yaml", "best-index.yaml")}
+
+
+def test_text_for_the_dashboard_is_that_of_the_file(tmp_path: Path, study: optuna.Study, file: StudyFile) -> None:
+    export(study, file, tmp_path / "best.yaml")
+    assert best_yaml(study, file) == (tmp_path / "best.yaml").read_text()
+
+
+SCORES = dict.fromkeys(METRICS, 0.6)
+
+
+def confirmation(*trials: int, winner: int | None = None, baseline: int | None = None) -> Confirmation:
+    """Runs of these trials, the best first; without a winner, of the first."""
+    runs = [
+        Runs(
+            trial=number,
+            baseline="v4" if number == baseline else None,
+            seeds=5,
+            mean=SCORES,
+            spread=SCORES,
+            gain=None if number == baseline else (0.03, 0.01, 0.05),
+            test=SCORES if number in (trials[0], baseline) else None,
+        )
+        for number in trials
+    ]
+    return Confirmation(
+        study="small/confirm",
+        runs=tuple(runs),
+        winner=trials[0] if winner is None else winner,
+        against="v4",
+        gain=(0.03, 0.01, 0.05),
+        gain_on_test=(0.02, -0.01, 0.05),
+        verdict="indistinguishable",
+        why_stopped="all had run",
+        challenger=None if winner != baseline else next(number for number in trials if number != baseline),
+        judged_seeds=4,
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "order"),
+    [
+        (confirmation(2, 0), [2, 0, 1]),
+        (confirmation(0, 1, 2, baseline=1), [0, 2, 1]),  # a baseline that did not win is one trial like any other
+        (confirmation(0, 2, winner=0, baseline=0), [0, 2, 1]),
+        (confirmation(99, 2), [2, 1, 0]),  # of a trial that is gone
+    ],
+    ids=["two", "baseline between", "baseline won", "deleted"],
+)
+def test_what_was_confirmed_is_exported_first(
+    tmp_path: Path, study: optuna.Study, file: StudyFile, found: Confirmation, order: list[int]
+) -> None:
+    study._storage.set_study_system_attr(study._study_id, CONFIRMED, found.model_dump(mode="json"))
+    assert [trial_of(path) for path in export(study, file, tmp_path / "best.yaml", top=3)] == order
+
+
+def test_confirmed_file_says_what_was_found_beside_the_metrics_of_its_trial(
+    tmp_path: Path, study: optuna.Study, file: StudyFile
+) -> None:
+    found = confirmation(2, 1, 0, baseline=0)
+    study._storage.set_study_system_attr(study._study_id, CONFIRMED, found.model_dump(mode="json"))
+    paths = export(study, file, tmp_path / "best.yaml", top=3)
+    winner, other, baseline = (yaml.safe_load(path.read_text())["confirmed"] for path in paths)
+    assert winner == {
+        "study": "small/confirm",
+        "seeds": 5,
+        "mean": SCORES,
+        "spread": SCORES,
+        "against": "v4",
+        "gain": {"value": 0.03, "interval": [0.01, 0.05]},
+        "dropped": None,
+        "test": SCORES,
+        "test_seeds": 4,
+        "test_gain": {"value": 0.02, "interval": [-0.01, 0.05]},
+        "verdict": "indistinguishable",
+    }
+    not_judged = {"test": None, "test_seeds": None, "test_gain": None, "verdict": None}
+    assert other == winner | not_judged
+    assert baseline == winner | {"gain": None, "test_gain": None, "verdict": None}
+    assert read_best_file(paths[0])[0].metrics["spearman"].value == FOUND["spearman"]
+
+
+def test_trial_that_its_pruner_stopped_is_to_be_stopped_there_again(
+    tmp_path: Path, study: optuna.Study, file: StudyFile
+) -> None:
+    best = read_best_file(export(study, file, tmp_path / "best.yaml")[0])[0]
+    assert best.early_stopping.stop_epoch is None
+    study._storage._studies[study._study_id].trials[1].user_attrs["stop_reason"] = "overtaken"  # type: ignore[attr-defined]
+    best = read_best_file(export(study, file, tmp_path / "best.yaml")[0])[0]
+    assert best.early_stopping.stop_epoch == FOUND["stop_epoch"]
 
 
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
         ("schema_version: 1", "schema_version: 2", "2: schema_version"),
-        ("  num_train_epochs:", "  num_epochs:", "missing or unknown: num_epochs, num_train_epochs"),
+        ("  num_train_epochs:", "  num_epochs:", "unknown key 'training_arguments.num_epochs'"),
         ("  weight_decay: 0.01", "  weight_decay: -1.0", "weight_decay"),
         ("threshold:", "treshold:", "unknown key 'treshold'"),
-        ("bf16: false", "bf16: no", "bf16: expected true or false, found 'no'"),
+        ("bf16: false", "bf16: no", "bf16: Input should be a valid boolean, found 'no'"),
         ("  name: Cached", "  name: ", "does not go with MultipleNegativesRankingLoss"),
     ],
     ids=["schema", "renamed", "out of range", "misspelt", "no truth value", "loss"],
