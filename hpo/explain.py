@@ -36,7 +36,8 @@ def explain(study: optuna.Study, file: StudyFile, number: int) -> Iterator[Rende
     yield _parameters(trial, file)
     if trial.intermediate_values:
         yield _curve(trial)
-    yield from _end(trial)
+    yield from why_ended(trial)
+    yield from _scores(found)
 
 
 def _proposed(trial: FrozenTrial) -> str:
@@ -86,7 +87,8 @@ def _curve(trial: FrozenTrial) -> Table:
     return table
 
 
-def _end(trial: FrozenTrial) -> Iterator[str]:
+def why_ended(trial: FrozenTrial) -> Iterator[str]:
+    """In sentences, of which the dashboard shows the first lines and the last: a trace ends with its error."""
     found = trial.user_attrs
     if WHY_PRUNED in found:
         yield f"{'pruned' if trial.state == TrialState.PRUNED else 'overtaken'}, {found[WHY_PRUNED]}"
@@ -94,12 +96,11 @@ def _end(trial: FrozenTrial) -> Iterator[str]:
         yield f"cannot work: {found['reason']} {found.get('message', '')}".rstrip()
     if "trace" in found:
         yield f"failed:\n{found['trace']}"
-    if "stop_reason" in found:
+    if {"stop_reason", "stop_epoch", "best_epoch"} <= found.keys():
         yield f"{found['stop_reason']} at epoch {found['stop_epoch']:.2f}; the best was at {found['best_epoch']:.2f}"
     for name, excess in trial.constraints.items():
         if excess > 0 and name != found.get("reason"):
             yield f"beyond the study's constraint on {name}, by {_short(excess)}"
-    yield from _scores(found)
 
 
 def _scores(found: dict[str, Any]) -> Iterator[str]:

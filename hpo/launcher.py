@@ -13,6 +13,7 @@ from pathlib import Path
 from sqlalchemy import URL
 
 from hpo.errors import HpoError, Interrupted, SetupError
+from hpo.notify import webhook_url
 
 REFRESH_S = 0.5
 STOP_TIMEOUT_S = 15.0
@@ -30,6 +31,7 @@ def run_workers(name: str, url: URL, workers: int, logs: Path, refresh: Callable
 
     Raises Interrupted after Ctrl-C or SIGTERM, SetupError or HpoError when every worker is gone with work left.
     """
+    webhook_url()  # a wrong one is refused here, and not in each worker's log
     processes: list[subprocess.Popen[bytes]] = []
     signals: list[int] = []
     before = {number: signal.signal(number, lambda came, _: signals.append(came)) for number in STOP_SIGNALS}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import sys
 import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState
@@ -16,23 +18,28 @@ from rich.live import Live
 from sqlalchemy import URL
 
 from hpo.config import StudyFile, trial_config
-from hpo.connect import storage_url
+from hpo.connect import LOOK_PATIENCE_S, storage_url
 from hpo.datasets import cache_folder, to_store
 from hpo.display import comparison_table, live_view, make_console, out_of_reach, running_lines, status_line, verdicts
 from hpo.errors import HpoError
 from hpo.export import export
 from hpo.files import make_folder
 from hpo.launcher import default_workers, run_workers
+from hpo.report_command import publish_report
 from hpo.status import Snapshot, compare, take_snapshot
-from hpo.study import create_study, open_study
+from hpo.study import DATA, create_study, open_study
 from hpo.study_file import read_study_file
+from objectives.config import TrialConfig
 from objectives.data import Data, load_data, needs_model, train_pairs
 from objectives.evaluation import ceilings
+from objectives.statistics import statistics
 from storage.connection import Unavailable
 from storage.native import PostgresStorage
 
+logger = logging.getLogger(__name__)
+
 WATCH_S = 2.0
-LOOK_PATIENCE_S = 3.0  # of commands that only look; workers wait longer for their database
+PUBLISH_S = 60.0  # between two reports in the dashboard while a study runs
 
 
 def run_study(path: Path, workers: int | None, out: Path | None) -> None:
@@ -63,9 +70,24 @@ def create(file: StudyFile) -> tuple[URL, StudyFile, optuna.Study]:
     storage = PostgresStorage(url, patience_s=LOOK_PATIENCE_S)
     create_study(url, storage, file, to_store(file.incidents))
     study, stored = open_study(storage, file.name)
+    storage.set_study_system_attr(study._study_id, DATA, _in_numbers(config))
     if all(trial.state == TrialState.WAITING for trial in study.get_trials(deepcopy=False)):
         _warn_of_targets(stored, data)
     return url, stored, study
+
+
+def _in_numbers(config: TrialConfig) -> dict[str, Any]:
+    """What a report says of the data where they are not at hand: no names, no texts."""
+    found = statistics(config, cache_folder())
+    pairs = sum(found.held_out_grades.values())
+    return {
+        "incidents": found.incidents,
+        "splits": found.splits,
+        "train_pairs": found.train_pairs,
+        "grade_shares": {str(grade): count / pairs for grade, count in found.held_out_grades.items()},
+        "agreement": found.agreement,
+        "noise_ceilings": found.noise_ceilings,
+    }
 
 
 def _warn_of_targets(file: StudyFile, data: Data) -> None:
@@ -105,17 +127,23 @@ def _watch(console: Console, study: optuna.Study, file: StudyFile) -> None:
 
 def work_in_view(console: Console, url: URL, file: StudyFile, study: optuna.Study, workers: int, folder: Path) -> None:
     """A live view in a terminal; in a pipe a line whenever a trial has ended."""
-    printed = -1
+    printed, published = -1, time.monotonic()
     live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
 
     def refresh() -> None:
-        nonlocal printed
+        nonlocal printed, published
         snapshot = take_snapshot(study, file)
         if live is not None:
             live.update(live_view(snapshot))
         elif snapshot.finished > printed:
             printed = snapshot.finished
             console.print(status_line(snapshot), soft_wrap=True)
+        if time.monotonic() - published > PUBLISH_S and snapshot.finished:
+            published = time.monotonic()
+            try:
+                publish_report(study, file)
+            except Exception as error:  # whatever it is, it must not end a search
+                logger.warning("the dashboard's report was not renewed: %s", type(error).__name__)
 
     def look() -> None:
         with suppress(Unavailable):  # the workers wait for the database; so does the view
@@ -134,6 +162,7 @@ def _print_end(console: Console, study: optuna.Study, file: StudyFile, folder: P
         raise HpoError(f"no trial of study {file.name!r} was completed; see {folder / 'logs'}")
     console.print(comparison_table(rows))
     best = export(study, file, folder / "best.yaml")[0]
+    publish_report(study, file)
     written = ["", f"best configuration: {best}", f"worker logs:        {folder / 'logs'}"]
     command = "hpo" if shutil.which("hpo") else sys.argv[0]  # a virtual environment that is not activated
     next_step = f"train it:           {command} train {best} -o {folder / 'model'}"

@@ -25,10 +25,12 @@ from hpo.ensemble import keep_best, kept_model, least_to_keep
 from hpo.errors import HpoError, InputError, Interrupted, SetupError
 from hpo.feasible import excesses, floors_of
 from hpo.memory import ladder
+from hpo.notify import Notifier
 from hpo.pause import pause_reason
 from hpo.proposals import propose
 from hpo.pruning import PLANNED, WHY_PRUNED, decide_of
 from hpo.shared_checkpoints import SharedCheckpoints
+from hpo.standing import CONFIRMS, JUDGES, WAIT, standing_of, why_skipped
 from hpo.study import is_baseline, open_study, parameters_of, refuse_other_versions
 from hpo.trainer_process import TrainerDied, TrainerProcess
 from objectives.config import Job
@@ -48,6 +50,7 @@ MAX_BUGS_IN_A_ROW = 3
 MAX_FAULTS_IN_A_ROW = 2  # of the device
 STOP_PATIENCE_S = 3.0  # for giving a trial back when stopped; the lease's end does it otherwise
 SEND_PATIENCE_S = 3.0  # for the last checkpoint to arrive in a bucket; otherwise the one before counts
+NEWS_S = 3.0  # for the last news to arrive; one that is stopped leaves them to the others
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,12 @@ class Worker:
     keeper: Keeper
     trainer: TrainerProcess
     checkpoints: SharedCheckpoints
+    notifier: Notifier
 
 
 def work(url: URL, name: str) -> int:
     """Runs trials until the study is finished (0) or a signal comes (75). Raises SetupError, HpoError, Unavailable."""
-    trainer = TrainerProcess()
+    trainer, notifier = TrainerProcess(), Notifier(url, name)
     storage = PostgresStorage(url, interrupted=lambda: trainer.stopped)
     study, file = open_study(storage, name)
     storage.patience_s = file.patience_s
@@ -80,8 +84,9 @@ def work(url: URL, name: str) -> int:
     _stop_on_signals(trainer)
     keeper = Keeper(storage, url, study._study_id, file.lease_s)
     keeper.start()
+    notifier.start()
     try:
-        code = _claim_and_run(Worker(_own_name(), study, storage, file, keeper, trainer, checkpoints))
+        code = _claim_and_run(Worker(_own_name(), study, storage, file, keeper, trainer, checkpoints, notifier))
         if code == 0:
             keep_best(study, file)
         return code
@@ -92,6 +97,7 @@ def work(url: URL, name: str) -> int:
     finally:
         keeper.stop()
         trainer.close()
+        notifier.stop(0.0 if trainer.stopped else NEWS_S)
 
 
 def _have_incidents(storage: PostgresStorage, file: StudyFile) -> None:
@@ -128,6 +134,7 @@ def _claim_and_run(worker: Worker) -> int:
             if claim.verdict == "paused" and not is_paused:
                 logger.warning("study %s is paused; waiting", worker.file.name)
                 worker.trainer.discard()  # somebody wants the device
+                worker.notifier.wake()
             is_paused = claim.verdict == "paused"
             time.sleep(POLL_S)
             continue
@@ -135,6 +142,7 @@ def _claim_and_run(worker: Worker) -> int:
             worker.storage.release(claim.trial_id, reason=None)
             raise HpoError(reason)
         last.append(_run_trial(worker, claim))
+        worker.notifier.wake()
         if last[-MAX_BUGS_IN_A_ROW:] == ["bug"] * MAX_BUGS_IN_A_ROW:
             raise HpoError(f"{MAX_BUGS_IN_A_ROW} trials in a row failed; why is in their attribute `trace`")
         if last[-MAX_FAULTS_IN_A_ROW:] == ["device"] * MAX_FAULTS_IN_A_ROW:
@@ -153,8 +161,8 @@ def _run_trial(worker: Worker, claim: Claim) -> str:
         if message["event"] == "setup" and not is_here(worker.file.incidents):  # cleaned away as it began
             message = _train(worker, claim.trial_id)
         worker.keeper.drop()
-        if message["event"] == "interrupted":
-            return _give_back(worker, claim, number, "")
+        if message["event"] in ("interrupted", "wait"):
+            return _give_back(worker, claim, number, "", message["event"])
         if message["event"] == "setup":
             raise SetupError(message["message"])
         if message["event"] == "device":
@@ -179,6 +187,10 @@ def _run_trial(worker: Worker, claim: Claim) -> str:
 
 
 def _train(worker: Worker, trial_id: int) -> dict[str, Any]:
+    found = worker.storage.get_trial(trial_id)
+    confirms = CONFIRMS in found.user_attrs
+    if confirms and (why := why_skipped(standing_of(worker.study.get_trials(deepcopy=False)), found)):
+        return {"event": "wait"} if why == WAIT else {"event": "skipped", WHY_PRUNED: why}
     # Stored whole: a worker that dies from here on leaves a trial that another can run as it is.
     trial = propose(worker.storage, worker.study, worker.file, trial_id)
     parameters = parameters_of(trial)
@@ -194,8 +206,9 @@ def _train(worker: Worker, trial_id: int) -> dict[str, Any]:
         checkpoint_folder=str(worker.checkpoints.folder(trial.number)),
         checkpoint_every_s=worker.file.checkpoints.every_s,
         cache=str(cache_folder()),
-        keep_in=str(kept_model(worker.file.name, trial.number)),
+        keep_in=None if confirms else str(kept_model(worker.file.name, trial.number)),
         keep_above=least_to_keep(worker.study, worker.file),
+        judge_test=found.user_attrs.get(JUDGES, False),
     )
     message: dict[str, Any] = {}
     worker.checkpoints.fetch(trial.number, lambda: worker.trainer.stopped)
@@ -254,7 +267,7 @@ def _record(study: optuna.Study, file: StudyFile, trial_id: int, message: dict[s
         study.tell(trial, state=TrialState.PRUNED)
     elif message["event"] == "bug":
         study.tell(trial, state=TrialState.FAIL)
-    elif message["stop_reason"] == "pruned":
+    elif message["event"] == "skipped" or message["stop_reason"] == "pruned":
         study.tell(trial, state=TrialState.PRUNED)
     else:
         study.tell(trial, scores["spearman"])
@@ -263,6 +276,10 @@ def _record(study: optuna.Study, file: StudyFile, trial_id: int, message: dict[s
 def _give_back(worker: Worker, claim: Claim, number: int, reason: str, event: str = "interrupted") -> str:
     """An interrupted trial waits for another try; one whose trainer keeps dying does so three times."""
     assert claim.trial_id is not None
+    if event == "wait":  # for the last runs of others; one of those may be cut short and come before this one again
+        worker.storage.release(claim.trial_id, reason=None)
+        time.sleep(POLL_S)
+        return event
     worker.checkpoints.settle(number, SEND_PATIENCE_S)
     if worker.trainer.stopped:
         try:

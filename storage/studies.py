@@ -17,6 +17,8 @@ from storage.connection import Connection, Row
 
 Kind = Literal["user", "system"]
 Ask = Callable[..., list[Row]]  # Connection.persist with its patience
+Change = tuple[str, Any, Any]  # of an attribute: key, value before and after; None is no attribute
+CHANGES = 10_000  # in one message: each call has seconds
 
 INSERT_STUDY = """WITH made AS (INSERT INTO public.studies (study_name) VALUES (%s) RETURNING study_id)
 INSERT INTO public.study_directions (study_id, objective, direction)
@@ -48,6 +50,19 @@ ON CONFLICT (study_id, key) DO UPDATE SET value_json = excluded.value_json"""
 # One row with NULLs for a study without attributes, none for no study.
 ATTRIBUTES = """SELECT a.key, a.value_json FROM public.studies s
 LEFT JOIN public.study_{kind}_attributes a ON a.study_id = s.study_id WHERE s.study_id = %s"""
+ATTRIBUTE = "SELECT value_json FROM public.study_system_attributes WHERE study_id = %s AND key = %s"
+# Sent again it changes nothing, as nothing is then as it was before.
+CHANGE_ATTRIBUTES = """WITH wanted AS (
+    SELECT e->>0 AS key, e->>1 AS before, e->>2 AS after FROM json_array_elements(%(changes)s::json) e
+), removed AS (
+    DELETE FROM public.study_system_attributes a USING wanted w
+    WHERE a.study_id = %(study)s AND a.key = w.key AND a.value_json = w.before AND w.after IS NULL
+), changed AS (
+    UPDATE public.study_system_attributes a SET value_json = w.after FROM wanted w
+    WHERE a.study_id = %(study)s AND a.key = w.key AND a.value_json = w.before AND w.after IS NOT NULL
+)
+INSERT INTO public.study_system_attributes (study_id, key, value_json)
+SELECT %(study)s, key, after FROM wanted WHERE before IS NULL ON CONFLICT (study_id, key) DO NOTHING"""
 ALL_STUDIES = """SELECT s.study_id, s.study_name,
     (SELECT json_agg(direction::text ORDER BY objective) FROM public.study_directions d WHERE d.study_id = s.study_id),
     (SELECT json_agg(json_build_array(key, value_json)) FROM public.study_user_attributes a
@@ -107,6 +122,19 @@ def attributes(ask: Ask, kind: Kind, study_id: int) -> dict[str, Any]:
     return {key: json.loads(value) for key, value in rows if key is not None}
 
 
+def attribute(ask: Ask, study_id: int, key: str) -> Any:
+    """One system attribute, None if it is not set: all of them may be thousands, as notes of trials are kept there."""
+    rows = ask(ATTRIBUTE, (study_id, key))
+    return json.loads(rows[0][0]) if rows else None
+
+
+def change_attributes(ask: Ask, study_id: int, changes: Sequence[Change]) -> None:
+    """System attributes, each from one value to another; what somebody else has changed meanwhile stays as it is."""
+    for begin in range(0, len(changes), CHANGES):
+        part = [(key, _json(before), _json(after)) for key, before, after in changes[begin : begin + CHANGES]]
+        ask(CHANGE_ATTRIBUTES, {"study": study_id, "changes": json.dumps(part)})
+
+
 def all_studies(ask: Ask) -> list[FrozenStudy]:
     return [
         FrozenStudy(
@@ -119,6 +147,10 @@ def all_studies(ask: Ask) -> list[FrozenStudy]:
         )
         for study_id, name, directions, user, system in ask(ALL_STUDIES)
     ]
+
+
+def _json(value: Any) -> str | None:
+    return None if value is None else json.dumps(value)
 
 
 def _only(rows: list[Row], what: str) -> Any:
