@@ -28,6 +28,7 @@ from hpo.feasible import best_trials, complete, floors_of, reaches
 from hpo.files import make_folder
 from hpo.launcher import default_workers
 from hpo.race import LEAST, Duel, gain, gain_on_test, verdict_of
+from hpo.report_command import publish_report
 from hpo.run import work_in_view
 from hpo.standing import CONFIRMS, JUDGES, Standing, key_of, seed_of, standing_of
 from hpo.status import take_snapshot
@@ -67,6 +68,7 @@ def confirm(name: str, top: int, seeds: int, workers: int | None) -> None:
         if not take_snapshot(runs, its_file).is_over:
             work_in_view(console, url, its_file, runs, workers or default_workers(), folder)
         found = _judge(url, study, runs)
+        publish_report(study, file)
     console.print(_table(found))
     console.print(found.why_stopped, in_words(found), _looked(study, found), sep="\n", soft_wrap=True)
 

@@ -85,5 +85,5 @@ def publish_report(study: optuna.Study, file: StudyFile) -> Report:
     best = None
     with suppress(InputError):  # there is none yet
         best = best_yaml(study, file)
-    publish(study, file, note, {plot.name: plot.figure for plot in report.plots}, best)
+    publish(study, note, {plot.name: plot.figure for plot in report.plots}, best)
     return report

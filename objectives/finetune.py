@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 from objectives.config import ALIVE_S, AT_ONCE, COLUMNS, HEAD_FOLDER, STATIC, Memory, TrialConfig
 from objectives.data import Data, load_data, train_pairs
 from objectives.device import device_name, is_deterministic, resolved
+from objectives.diagnosis import Diagnosis, diagnose, seen_pairs
 from objectives.evaluation import (
+    RESAMPLES,
     Collapsed,
     FloatArray,
     MetricName,
@@ -28,13 +31,12 @@ from objectives.evaluation import (
 )
 from objectives.grades import may_be_alike
 from objectives.incidents import IntArray
-from objectives.match_head import MatchHead, Practice, fit_head, save_head, unseen_incidents
-from objectives.match_head import scores as scores_of_head
+from objectives.match_head import MatchHead, Practice, fit_head, probabilities_of, save_head, unseen_incidents
 from objectives.mining import TrainPairs
 from objectives.model_files import fetch
 from objectives.models import Encoder, Weights, encode, load_encoder
 from objectives.nearness import BoolArray
-from objectives.pairs import GradedPairs
+from objectives.pairs import GradedPairs, held_out_pairs
 from objectives.progress import UNINTERRUPTED, Fit, Interruptions, Progress, Report, Scores, StopReason, Verdict
 from objectives.reading import DataError
 from objectives.stages import stage_weights
@@ -67,6 +69,8 @@ class Result:
     gradient_checkpointing: bool
     head: Scores  # of the match head, on validation; empty without one
     no_head: str  # why there is none, where one was asked for
+    train_spearman: float | None  # on training incidents, as on validation; None for a pruned trial, too
+    diagnosis: Diagnosis  # empty for a pruned trial
 
 
 @dataclass(frozen=True)
@@ -107,19 +111,15 @@ def finetune(
     ranking = rank_validation(encoder, data, interruptions.check)
     encode_s = time.monotonic() - began
     pruned = run.stop_reason == "pruned"
-    vectors, head, no_head = np.empty((0, 0), dtype=np.float32), None, ""
+    head, no_head, found = None, "", None
     if config.head.head != "off" and not pruned:
         vectors = encode(encoder, np.arange(len(data.table)), interruptions.check)
         practice = _practise(config, model, weights, data, run, interruptions, memory)
-        try:
-            head = _attended(
-                interruptions.check,
-                lambda: fit_head(config.head, data, vectors, practice, config.pairs, config.seed),
-            )
-        except (Collapsed, DataError) as error:  # the model is as good without it
-            no_head = str(error)
+        head, no_head = _headed(config, data, vectors, practice, interruptions.check)
+        found = probabilities_of(head, data.table, vectors, pairs) if head else None
+    scores = score(ranking)
     result = Result(
-        scores=score(ranking),
+        scores=scores,
         intervals={} if pruned else bootstrap_intervals(ranking, pairs.anchors, pairs.others, config.pairs.seed),
         ceilings=ceilings(pairs.grades, data.ladder.positive),
         untrained=untrained,
@@ -134,20 +134,42 @@ def finetune(
         texts_per_s=len(np.union1d(pairs.anchors, pairs.others)) / encode_s,
         model_mib=sum(weights.nbytes for weights in encoder.whole().state_dict().values()) / 2**20,
         **memory.model_dump(),
-        head=scores_of_head(head, data, vectors) if head else {},
+        head=score(rank_pairs(found, pairs.grades, data.ladder.positive)) if found is not None else {},
         no_head=no_head,
+        train_spearman=None if pruned else _on_training(encoder, config, cache, data, interruptions.check),
+        diagnosis={} if pruned else diagnose(ranking, scores["threshold"], found),
     )
     return Finetuned(result, encoder, head)
 
 
-def _attended(check: Callable[[], None], work: Callable[[], MatchHead]) -> MatchHead:
-    """In a thread: on a large export it takes minutes, and somebody must say that the trainer lives."""
+def _on_training(
+    encoder: Encoder, config: TrialConfig, cache: Path | None, data: Data, check: Callable[[], None]
+) -> float | None:
+    """Spearman; how far it is above that on validation is what the model has learnt by heart."""
+    if (pairs := seen_pairs(config, cache)) is None:
+        return None
+    with suppress(Collapsed):
+        ranking = rank_pairs(_similarities(encoder, pairs, check), pairs.grades, data.ladder.positive)
+        return score(ranking)["spearman"]
+    return None
+
+
+def _headed(
+    config: TrialConfig, data: Data, vectors: NDArray[np.float32], practice: Practice, check: Callable[[], None]
+) -> tuple[MatchHead | None, str]:
+    """The head, or why there is none: the model is as good without it.
+
+    In a thread: on a large export it takes minutes, and somebody must say that the trainer lives.
+    """
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(work)
+        future = pool.submit(fit_head, config.head, data, vectors, practice, config.pairs, config.seed)
         while not future.done():
             check()
             wait([future], ALIVE_S)
-        return future.result()
+    try:
+        return future.result(), ""
+    except (Collapsed, DataError) as error:
+        return None, str(error)
 
 
 def _train(
@@ -215,6 +237,28 @@ def rank_validation(encoder: Encoder, data: Data, check: Callable[[], None] = la
     """Every distinct incident is encoded once; similarities are cosines, shape (pairs,)."""
     pairs = data.validation
     return rank_pairs(_similarities(encoder, pairs, check), pairs.grades, data.ladder.positive)
+
+
+def judge_test(
+    encoder: Encoder, config: TrialConfig, cache: Path | None, check: Callable[[], None]
+) -> dict[str, float | list[float | None]]:
+    """Scores on test, and `replicates`: Spearman on resampled incidents, the same ones for every run on these data.
+
+    None: a class went without weight, as it does for every run. Raises Collapsed, DataError.
+    """
+    data = load_data(config, cache)
+    pairs = held_out_pairs(data.table, data.ladder, data.splits["test"], config.pairs)
+    ranking = rank_pairs(_similarities(encoder, pairs, check), pairs.grades, data.ladder.positive)
+    rng, replicates = np.random.default_rng(config.pairs.seed), list[float | None]()
+    incidents, ends = np.unique(np.concatenate([pairs.anchors, pairs.others]), return_inverse=True)
+    a, b = np.split(ends, 2)
+    for _ in range(RESAMPLES):
+        check()
+        drawn = np.bincount(rng.integers(len(incidents), size=len(incidents)), minlength=len(incidents))
+        with np.errstate(invalid="ignore"):
+            spearman = score(ranking, (drawn[a] * drawn[b]).astype(np.float64))["spearman"]
+        replicates.append(round(spearman, 6) if np.isfinite(spearman) else None)
+    return {**score(ranking), "replicates": replicates}
 
 
 def _similarities(encoder: Encoder, pairs: GradedPairs, check: Callable[[], None]) -> FloatArray:
