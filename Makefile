@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 # Tests that measure no time, so that they may run beside others.
-CALM := $(addprefix tests/postgres/test_,plan_runs.py warm_start.py search_commands.py methods.py ensemble_command.py)
+CALM := $(addprefix tests/postgres/test_,plan_runs.py warm_start.py search_commands.py methods.py ensemble_command.py report.py publish.py reproduce.py)
 
 .PHONY: help setup demo test lint bench chaos gpu-check
 help:

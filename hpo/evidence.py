@@ -48,8 +48,9 @@ class Evidence:
 
     @cached_property
     def best(self) -> list[FrozenTrial]:
-        """Of those searched."""
-        return best_trials(self.searched, self.file, TOP)
+        """Of those searched, those that keep what the baselines reach first."""
+        ranked = best_trials(self.done, self.file, len(self.done))
+        return [trial for trial in ranked if not is_baseline(trial)][:TOP]
 
     def matters(self, name: str) -> bool:
         return self.chances.get(name, 1.0) <= CHANCE

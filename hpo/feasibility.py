@@ -161,17 +161,18 @@ def impossible(
     share = sum(part for grade, part in shares.items() if grade >= positive)
     if not share and metric == "spearman_binary":
         share = positives_at(ceiling)
-    labels = f" ({len(shares)} grades, {percent(share, 1)} of the pairs positive)" if shares else ""
+    grades = 2 if metric == "spearman_binary" else len(shares)
+    labels = f" ({grades} grades, {percent(share, 1)} of the pairs positive)" if share else ""
     why = (
         f"target {target:.2f} is impossible with these labels{labels}: even a perfect ranking ties with none of theirs "
         f"and reaches {ceiling:.3f}. {best:.3f} is {percent(best / ceiling)} of that"
     )
-    return f"{why}. {_mend(metric, target, share, len(shares))}"
+    return f"{why}. {_mend(metric, target, share, grades)}"
 
 
 def _mend(metric: MetricName, target: float, share: float, grades: int) -> str:
     ways = []
-    if share and (grades <= 2 or metric == "spearman_binary"):
+    if share and grades <= 2:
         graded = graded_ceiling(share)
         if graded > target:
             ways.append(f"graded labels would allow {graded:.2f} with as many positives (`labels`, metric spearman)")

@@ -59,9 +59,9 @@ def _use_their_epochs(trials: Sequence[FrozenTrial]) -> bool:
 
 
 def what_matters(evidence: Evidence) -> Iterator[Finding]:
-    mattering = [name for name in evidence.importances if evidence.matters(name)]
-    for name in mattering:
-        values = [trial.params[name] for trial in evidence.best if name in trial.params]
+    values_of = {name: [t.params[name] for t in evidence.best if name in t.params] for name in evidence.importances}
+    mattering = {name: values for name, values in values_of.items() if values and evidence.matters(name)}
+    for name, values in mattering.items():
         yield Finding(
             f"{name} decides much of the result",
             f"{100 * evidence.importances[name]:.0f} % by PED-ANOVA, and chance alone would set the best fifth so far "
@@ -114,11 +114,11 @@ def _together(left: FloatArray, right: FloatArray, good: NDArray[np.bool_]) -> t
     """
     from scipy.stats import rankdata  # takes a second to load
 
-    ranks, rng = np.stack([rankdata(left), rankdata(right)]), np.random.default_rng(0)
+    ranks = np.array([rankdata(left), rankdata(right)], dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):  # of equal values: no number, and nothing is as strong
         found, *others = (
-            float(np.corrcoef(ranks[:, chosen])[0, 1])
-            for chosen in (good, *(shuffled(good, rng) for _ in range(SHUFFLES)))
+            float(np.asarray(np.corrcoef(ranks[:, chosen]))[0, 1])
+            for chosen in (good, *shuffled(good, SHUFFLES, np.random.default_rng(0)))
         )
     as_strong = sum(abs(other) >= abs(found) for other in others)
     return found, (1 + as_strong) / (1 + SHUFFLES) if np.isfinite(found) else 1.0

@@ -60,25 +60,21 @@ def importances(trials: Sequence[FrozenTrial], file: StudyFile) -> dict[str, flo
 
 
 def chances(trials: Sequence[FrozenTrial], file: StudyFile, seed: int = 0) -> dict[str, float]:
-    """Of each parameter, how often chance alone sets the best trials as far apart from the others.
+    """Of each parameter, how often chance alone sets the best of the trials that have it as far apart from the others.
 
     Scores are shuffled among trials that were drawn one after another: a sampler that moves somewhere for no reason
     makes late trials alike, and those are no evidence.
     """
-    scored = _scored(trials)[-MOST:]
-    if len(scored) < 2 * LEAST:
-        return {}
-    rng, scores = np.random.default_rng(seed), np.array([score for _, score in scored])
-    is_top = scores >= np.quantile(scores, 1 - TOP_SHARE)
-    by_chance = np.array([shuffled(is_top, rng) for _ in range(SHUFFLES)])
-    found = {}
+    found, recent = {}, _scored(trials)[-MOST:]
     for name, parameter in searched(file).items():
-        there = np.array([name in trial.params for trial, _ in scored])
-        values = [trial.params[name] for trial, _ in scored if name in trial.params]
-        if there.sum() >= 2 * LEAST and len(set(values)) > 1:
-            levels = _levels(values, by_order=not isinstance(parameter, Choice))
-            apart = _apart(np.vstack([is_top, by_chance])[:, there], levels, by_order=not isinstance(parameter, Choice))
-            found[name] = float((1 + (apart[1:] >= apart[0]).sum()) / (1 + SHUFFLES))
+        values = [trial.params[name] for trial, _ in recent if name in trial.params]
+        if len(values) < 2 * LEAST or len(set(values)) == 1:
+            continue
+        scores = np.array([score for trial, score in recent if name in trial.params])
+        is_top, by_order = scores >= np.quantile(scores, 1 - TOP_SHARE), not isinstance(parameter, Choice)
+        by_chance = shuffled(is_top, SHUFFLES, np.random.default_rng(seed))
+        apart = _apart(np.vstack([is_top, by_chance]), _levels(values, by_order=by_order), by_order=by_order)
+        found[name] = float((1 + (apart[1:] >= apart[0]).sum()) / (1 + SHUFFLES))
     return found
 
 
@@ -113,9 +109,10 @@ def _complete(trial: FrozenTrial, score: float) -> FrozenTrial:
     )
 
 
-def shuffled(is_top: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
-    blocks = [rng.permutation(is_top[start : start + NEIGHBOURS]) for start in range(0, len(is_top), NEIGHBOURS)]
-    return np.concatenate(blocks)
+def shuffled(is_top: NDArray[np.bool_], times: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Among neighbours; (times, trials)."""
+    order = np.argsort(rng.random((times, len(is_top))) + np.arange(len(is_top)) // NEIGHBOURS, axis=1)
+    return is_top[order]
 
 
 def _levels(values: Sequence[Any], *, by_order: bool) -> NDArray[np.int64]:

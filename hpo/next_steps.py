@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from optuna.trial import FrozenTrial
 
-from hpo.config import StudyFile, searched
+from hpo.config import StudyFile, field_of, searched
 from hpo.confirmed import Confirmation
-from hpo.evidence import TOP
-from hpo.feasible import best_trials, complete
+from hpo.evidence import FEW, Evidence
+from hpo.findings_of_parameters import edge, place
+from hpo.importances import chances
 from hpo.pruning import curve_of
 from hpo.study import is_baseline
+from search_spaces.space import Choice
 
 SEEDS = 5  # of `hpo confirm`
 FURTHER = 0.5  # of the epochs that the best trials had
 LEAST_RISE = 0.0005  # of Spearman, below which longer training is not proposed
-# Gains of Spearman that were measured on two exports of real tickets, and where that is written.
-ENSEMBLE, GRADED = (0.009, 0.024), (0.08, 0.09)
-WITHIN_FLOORS = 0.003  # what a phase of data gained where no metric might fall below the baselines'
-DATA_TRIALS = 30  # of a search of the training pairs
+NEAREST, BEYOND = 1 / 3, 0.1  # of a range: the part next to a bound that is looked at, and how far beyond it
+Measured = tuple[tuple[float, float], tuple[float, float]]
+# On two exports of real tickets (docs/pairs.md, docs/methods.md): what Spearman gained, and what PR AUC lost.
+GRADED: Measured = ((0.089, 0.079), (0.072, 0.010))
+SECOND_LOSS: Measured = ((0.044, 0.024), (0.010, 0.003))
+ENSEMBLE = (0.009, 0.020)  # of Spearman on test, in two studies of one export
+MEMBERS = 8  # of `hpo ensemble`
+SPACE_TRIALS = 30  # of a search of another space
 
 
 @dataclass(frozen=True)
@@ -46,24 +53,72 @@ def next_steps(
     more: int,
 ) -> list[Step]:
     """`expected_gain`: of so many more trials; None where it cannot be told. device_s: of the mean trial."""
-    best = [trial for trial in best_trials(trials, file, TOP) if not is_baseline(trial)]
-    if not best:
+    evidence = Evidence(trials, file, {}, chances(trials, file), {}, confirmation)
+    if not (best := evidence.best):
         return []
-    hours = (device_s or _train_s(complete(trials))) / 3600
+    hours = (device_s or _train_s(evidence.done)) / 3600
     steps = [
+        *_wider(evidence, hours),
         *_more_trials(file, expected_gain, hours, more),
         *_longer(best, file, hours),
-        *_pairs(file, hours),
+        *_next_space(file, hours),
         *_ensemble(best, file, hours),
-        *_confirm(file, confirmation, hours, len(best), sum(is_baseline(trial) for trial in complete(trials))),
+        *_confirm(file, confirmation, hours, len(best), sum(map(is_baseline, evidence.done))),
         *_head(file),
     ]
-    return sorted(steps, key=lambda step: -step.worth)
+    known = steps if hours else [replace(step, gpu_hours=None) for step in steps]
+    return [*_labels(best[0], file), *sorted(known, key=lambda step: -step.worth)]
 
 
 def _train_s(trials: Sequence[FrozenTrial]) -> float:
-    known = [float(trial.user_attrs["train_s"]) for trial in trials if "train_s" in trial.user_attrs]
+    found = [float(trial.user_attrs.get("train_s") or math.nan) for trial in trials]
+    known = [train_s for train_s in found if math.isfinite(train_s)]
     return float(np.mean(known)) if known else 0.0
+
+
+def _labels(best: FrozenTrial, file: StudyFile) -> Iterator[Step]:
+    """Before all else: no search reaches what they do not allow, and to change them costs no device."""
+    ceilings = {name: float(ceiling) for name, ceiling in (best.user_attrs.get("ceilings") or {}).items()}
+    for name, target in file.targets.items():
+        if (ceiling := ceilings.get(name, 1.0)) < target:
+            yield Step(
+                f"Change the labels (labels, pairs.positive_share) or lower targets.{name}: {target:.2f} is impossible",
+                None,
+                0.0,
+                f"a perfect ranking of this study's validation pairs reaches {ceiling:.3f}",
+            )
+
+
+def _wider(evidence: Evidence, hours: float) -> Iterator[Step]:
+    for name in searched(evidence.file):
+        if bound := edge(evidence, name):
+            gain = _gain_beyond(evidence, name, bound)
+            yield Step(
+                f"Look beyond the {bound} bound of {name}: move space.parameters.{name}.{bound}, {FEW} trials",
+                gain,
+                hours * FEW,
+                "a line through the better trials near the bound, less its standard error, a tenth of the range further"
+                if gain is not None
+                else "the best lie there; trials next to it are too few or too noisy to tell a gain",
+            )
+
+
+def _gain_beyond(evidence: Evidence, name: str, bound: str) -> float | None:
+    parameter = searched(evidence.file)[name]
+    assert not isinstance(parameter, Choice)
+    there = [trial for trial in evidence.searched if name in trial.params]
+    places = np.array([place(parameter, trial.params[name]) for trial in there])
+    towards = places if bound == "high" else 1 - places
+    scores = np.array([trial.value for trial in there], dtype=np.float64)
+    near = towards >= 1 - NEAREST
+    if near.sum() < FEW:
+        return None
+    good = near & (scores >= np.median(scores[near]))  # what others lack says nothing of the best
+    if np.ptp(towards[good]) == 0:
+        return None
+    line, covariance = np.polyfit(towards[good], scores[good], 1, cov=True)
+    gain = float(line[0] - np.sqrt(covariance[0, 0])) * BEYOND
+    return gain if gain >= LEAST_RISE else None
 
 
 def _more_trials(
@@ -91,27 +146,36 @@ def _longer(best: Sequence[FrozenTrial], file: StudyFile, hours: float) -> Itera
         )
 
 
-def _pairs(file: StudyFile, hours: float) -> Iterator[Step]:
-    if "positives" not in searched(file) and file.mining.positives != "graded":
-        costly = file.constraints.floors == "off"
-        kept = (
-            "with no floor under PR AUC and F1" if costly else "but next to nothing where PR AUC and F1 must not fall"
-        )
-        yield Step(
-            "Search the training pairs: space data, as the next phase of a plan",
-            float(np.mean(GRADED)) if costly else WITHIN_FLOORS,
-            hours * DATA_TRIALS,
-            f"elsewhere: two exports gained {GRADED[0]:.2f} and {GRADED[1]:.2f}, {kept} (docs/pairs.md)",
-        )
+def _next_space(file: StudyFile, hours: float) -> Iterator[Step]:
+    """The pairs after the training set-up; what is left after that."""
+    names = set(map(field_of, searched(file)))
+    if "positives" not in names and file.mining.positives != "graded":
+        yield _elsewhere("data", "graded pairs", GRADED, "docs/pairs.md", file, hours)
+    elif "second_loss" not in names and file.training.second_loss == "off":
+        yield _elsewhere("advanced", "a tenth of CoSENT beside MNRL", SECOND_LOSS, "docs/methods.md", file, hours)
+
+
+def _elsewhere(space: str, what: str, found: Measured, page: str, file: StudyFile, hours: float) -> Step:
+    gains, costs = found
+    is_free = file.constraints.floors == "off"
+    return Step(
+        f"Search space {space} next, as a phase of a plan (hpo run PLAN.yaml)",
+        float(np.mean(gains)) if is_free else None,
+        hours * SPACE_TRIALS,
+        f"elsewhere, static models on two exports: {what} gained {gains[0]:.3f} and {gains[1]:.3f} and cost "
+        f"{costs[0]:.3f} and {costs[1]:.3f} of PR AUC ({page})"
+        + ("" if is_free else "; how much of that this study's floors allow was not measured"),
+    )
 
 
 def _ensemble(best: Sequence[FrozenTrial], file: StudyFile, hours: float) -> Iterator[Step]:
     if len(best) > 1:
         yield Step(
-            f"Combine the best models: hpo ensemble {file.name} -o MODEL_DIR",
+            f"Combine the best models: hpo ensemble {file.name} --top {MEMBERS} -o MODEL_DIR",
             float(np.mean(ENSEMBLE)),
-            hours,
-            f"elsewhere: two exports gained {ENSEMBLE[0]:.3f} and {ENSEMBLE[1]:.3f} on test (docs/methods.md)",
+            hours * MEMBERS,
+            f"elsewhere: two studies gained {ENSEMBLE[0]:.3f} and {ENSEMBLE[1]:.3f} on test "
+            "(docs/methods.md); models that the box has kept are not trained again",
         )
 
 

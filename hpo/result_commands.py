@@ -25,9 +25,7 @@ def report(
     study: Annotated[str, typer.Argument(metavar="STUDY|PLAN|FILE.yaml", help="Name or file; or scores by hand.")],
     out: Annotated[Path | None, typer.Option("-o", help="Page (.html) or Markdown (.md) to write.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-    to_dashboard: Annotated[
-        bool, typer.Option("--publish", help="To the dashboard's pages, too.")
-    ] = False,
+    to_dashboard: Annotated[bool, typer.Option("--publish", help="To the dashboard's pages, too.")] = False,
 ) -> None:
     """Say which targets can be met and how, at what odds, what the trials show, and what to do next.
 

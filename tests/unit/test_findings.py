@@ -15,7 +15,6 @@ from hpo.config import StudyFile
 from hpo.confirmed import Confirmation, Runs
 from hpo.findings import findings
 from hpo.importances import CHANCE, chances, importances
-from hpo.next_steps import next_steps
 from objectives.evaluation import METRICS
 
 SPACE = {
@@ -126,6 +125,44 @@ def test_an_optimum_inside_is_at_no_bound() -> None:
     assert "edge of its range" not in said
 
 
+def test_epochs_that_the_best_never_use_are_at_no_bound() -> None:
+    """Their many epochs make the learning rate fall more slowly; more of them would be no longer training."""
+    trials = drawn(lambda values, rng: 0.4 + values["epochs"] / 100)
+    assert "space.parameters.epochs.high" not in titles(trials)
+    for trial in trials:
+        trial.user_attrs["best_epoch"] = 0.9 * trial.params["epochs"]
+    assert "space.parameters.epochs.high" in titles(trials)
+
+
+def test_a_parameter_that_the_best_do_not_have_is_not_said_to_decide() -> None:
+    """`learning_rate` is there for every second trial, matters among those, and none of them is good."""
+    trials = drawn(lambda values, rng: by_rate(-2.0)(values, rng) - 0.3, 120)
+    for trial in trials[::2]:
+        trial.values = [0.6 + trial.value] if trial.value else None
+        del trial.params["learning_rate"], trial.distributions["learning_rate"]
+    assert chances(trials, study_file())["learning_rate"] <= CHANCE
+    assert "learning_rate decides" not in titles(trials)
+
+
+def test_the_best_are_those_that_keep_what_the_baselines_reach() -> None:
+    """A trial with the highest Spearman that falls below a baseline in F1 is not the study's best."""
+    trials = drawn(noise, 20, f1=0.6, intervals={"spearman": [0.3, 0.9]})
+    trials[0].user_attrs |= {"baseline": "v4", "f1": 0.5}
+    trials[1].values, trials[1].user_attrs["f1"] = [0.8], 0.4
+    assert "to 0.8000" not in titles(trials)
+    trials[1].user_attrs["f1"] = 0.5
+    assert "to 0.8000" in titles(trials)
+
+
+def test_a_score_that_is_no_number_counts_for_nothing() -> None:
+    trials = drawn(by_rate(-2.0), intervals={"spearman": [0.3, 0.9]})
+    for trial in trials[::3]:
+        trial.values = [float("nan")]
+    said = titles(trials)
+    assert "learning_rate decides" in said
+    assert "nan" not in said
+
+
 def test_in_studies_of_noise_no_parameter_matters() -> None:
     """At most the share of false alarms that four tests at CHANCE each allow, and three standard errors."""
     file, studies = study_file(), 60
@@ -169,6 +206,32 @@ def test_learning_rates_that_rise_with_the_batch_are_told_together() -> None:
 
     assert "learning_rate that suits depends on batch_size" in titles(drawn(on_a_ridge, 80))
     assert "depends on batch_size" not in titles(drawn(by_rate(-3.0), 80))
+
+
+def test_a_sampler_that_settles_on_two_places_makes_no_parameters_depend_on_each_other() -> None:
+    """Most of its trials, good and bad, have both low or both high."""
+    trials = drawn(noise, 120)
+    for trial in trials[30:]:
+        wide = (np.random.default_rng(trial.number).random(2) + 1) / 2
+        low, high = {"learning_rate": 1e-5, "batch_size": 16}, {"learning_rate": 5e-3, "batch_size": 400}
+        place = low if trial.number % 2 else high
+        trial.params |= {
+            "learning_rate": place["learning_rate"] * wide[0],
+            "batch_size": int(place["batch_size"] * wide[1]),
+        }
+    assert "depends on batch_size" not in titles(trials)
+
+
+def test_rates_and_batches_of_one_kind_of_model_are_held_together() -> None:
+    def on_a_ridge(values: Values, rng: np.random.Generator) -> float:
+        return float(0.6 - 0.1 * abs(np.log10(values["learning_rate"]) + 5 - 1.5 * np.log10(values["batch_size"] / 8)))
+
+    trials = drawn(on_a_ridge, 80)
+    for trial in trials:
+        trial.params = {f"{name}@static": value for name, value in trial.params.items()}
+        trial.distributions = {f"{name}@static": found for name, found in trial.distributions.items()}
+    file = study_file(space={"parameters": {f"{name}@static": parameter for name, parameter in SPACE.items()}})
+    assert "learning_rate@static that suits depends on batch_size@static" in titles(trials, file)
 
 
 def test_scores_that_rise_with_the_number_of_pairs_ask_for_more() -> None:
@@ -257,33 +320,3 @@ def test_trials_of_other_programs_without_attributes_break_nothing(state: TrialS
     bare.user_attrs = {}
     titles([bare])
     titles([])
-
-
-def steps_of(trials: list[FrozenTrial], **more: Any) -> list[str]:
-    gain = more.get("gain", lambda count: 0.01)
-    return [step.what for step in next_steps(trials, study_file(), more.get("confirmation"), gain, 3600.0, 20)]
-
-
-def test_next_steps_come_in_the_order_of_gain_per_hour_and_those_without_an_estimate_last() -> None:
-    file, trials = study_file(), drawn(noise)
-    steps = next_steps(trials, file, None, lambda count: 0.01, 3600.0, 20)
-    known = [step.gain / step.gpu_hours for step in steps if step.gain is not None and step.gpu_hours]
-    assert known == sorted(known, reverse=True)
-    assert [step.gain is None for step in steps] == sorted(step.gain is None for step in steps)
-    assert next(step for step in steps if "20 more trials" in step.what).gpu_hours == pytest.approx(20)
-
-
-def test_longer_training_is_proposed_where_the_best_still_rises_alone() -> None:
-    assert any("epochs" in what for what in steps_of(drawn(noise, curve=[0.3, 0.4, 0.5])))
-    assert not any("epochs" in what for what in steps_of(drawn(noise, curve=[0.5, 0.5, 0.5])))
-
-
-def test_confirming_is_proposed_once_there_is_a_baseline_to_beat() -> None:
-    trials = drawn(noise)
-    assert not any("hpo confirm" in what for what in steps_of(trials))
-    trials[0].user_attrs["baseline"] = "v4"
-    assert any("hpo confirm small" in what for what in steps_of(trials))
-
-
-def test_a_study_without_a_best_has_no_next_steps_but_its_findings() -> None:
-    assert steps_of([]) == []
