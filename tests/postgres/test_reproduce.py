@@ -351,9 +351,9 @@ def test_terminal_shows_a_bar_with_the_time_left_and_keeps_eighty_columns(desk: 
         (desk.folder / "best.yaml").read_text().replace("num_train_epochs: 4", "num_train_epochs: 40")
     )
     process = subprocess.Popen(
-        [sys.executable, "-m", "hpo", "train", tmp_path / "long.yaml", "-o", tmp_path / "model"],
+        [sys.executable, "-m", "hpo", "train", "long.yaml", "-o", "model"],  # short: the last line names it
         env=os.environ | {"HPO_HOME": str(desk.home), "TERM": "xterm-256color"},
-        cwd=REPOSITORY,
+        cwd=tmp_path,
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
