@@ -35,6 +35,7 @@ from hpo.yamlfile import write_yaml
 from objectives.config import Training, TrialConfig
 from objectives.evaluation import METRICS
 
+RECORDED = ("stop_reason", "stop_epoch", "best_epoch", "train_pairs", "device")  # of a trial, in its provenance
 INDEX = "What `hpo export` wrote together; metrics are those of each file's own trial, on validation."
 
 
@@ -62,7 +63,7 @@ def best_yaml(study: optuna.Study, file: StudyFile) -> str:
 
 
 def best_files(study: optuna.Study, file: StudyFile, trials: Sequence[FrozenTrial]) -> list[BestFile]:
-    """Of trials that workers have completed."""
+    """Of trials that workers have completed. Raises InputError for one that another program told."""
     versions = study._storage.get_study_system_attrs(study._study_id)[VERSIONS]
     confirmation = confirmation_of(study)
     return [_best_file(file, trial, versions, confirmation) for trial in trials]
@@ -112,6 +113,9 @@ def _best_file(
     file: StudyFile, trial: FrozenTrial, versions: dict[str, str], confirmation: Confirmation | None
 ) -> BestFile:
     config, found = trial_config(file, parameters_of(trial), trial.number), trial.user_attrs
+    if missing := [name for name in (*RECORDED, "threshold", "intervals", "ceilings") if name not in found]:
+        what = f"trial {trial.number} of study {file.name!r} has no {', '.join(missing)}"
+        raise InputError(f"{what}: no worker recorded it, so nothing says how to train it again")
     best = BestFile(
         schema_version=SCHEMA_VERSION,
         **{key: getattr(config, key) for key in TrialConfig.model_fields if key != "training"},
@@ -188,13 +192,12 @@ def _estimate(found: Interval) -> Estimate:
 
 def _provenance(file: StudyFile, trial: FrozenTrial, versions: dict[str, str]) -> Provenance:
     found = trial.user_attrs
-    same = ("stop_reason", "stop_epoch", "best_epoch", "train_pairs", "device")
     return Provenance(
         study=file.name,
         study_fingerprint=fingerprint(file),
         trial=trial.number,
         baseline=found.get(BASELINE, "none"),
-        **{name: found[name] for name in same},
+        **{name: found[name] for name in RECORDED},
         deterministic=found.get("deterministic", found["device"] == "cpu"),
         threads=file.threads,
         versions=versions,
