@@ -133,11 +133,11 @@ def _overfitting(evidence: Evidence) -> Iterator[Finding]:
 def _seeds(evidence: Evidence) -> Iterator[Finding]:
     if (found := evidence.confirmation) is not None:
         spreads = [run.spread["spearman"] for run in found.runs if run.seeds > 1]
-        spread = f"between seeds, Spearman varies by {np.median(spreads):.4f} (standard deviation)" if spreads else ""
+        varies = f"by {np.median(spreads):.4f}" if spreads else "by an unknown amount, as too few ran"
         yield Finding(
-            in_words(found)[0].upper() + in_words(found)[1:],
-            spread or "too few seeds ran to tell their spread",
-            "Differences below twice that spread are chance",
+            f"Between seeds, Spearman varies {varies}",
+            in_words(found),
+            "Take differences below twice that for chance",
         )
         return
     best = evidence.best
