@@ -175,11 +175,11 @@ def _mend(metric: MetricName, target: float, share: float, grades: int) -> str:
     if share and grades <= 2:
         graded = graded_ceiling(share)
         if graded > target:
-            ways.append(f"graded labels would allow {graded:.2f} with as many positives (`labels`, metric spearman)")
+            ways.append(f"graded labels would allow {graded:.2f} with as many positives (labels; metric spearman)")
         if (enough := enough_positives(target)) is not None:
-            ways.append(f"two classes would need {percent(enough)} positives (`pairs.positive_share`)")
+            ways.append(f"two classes would need {percent(enough)} positives (pairs.positive_share)")
     elif share:
-        ways.append("more grades or more positives raise it (`labels`, `pairs.positive_share`)")
+        ways.append("more grades or more positives raise it (labels, pairs.positive_share)")
     ways.append("else lower the target" if ways else "lower the target")
     return "; ".join([ways[0][0].upper() + ways[0][1:], *ways[1:]])
 
