@@ -280,7 +280,7 @@ def test_trial_that_no_worker_recorded_is_refused_with_a_sentence(
     tmp_path: Path, study: optuna.Study, file: StudyFile
 ) -> None:
     best = next(trial for trial in study.get_trials() if trial.number == 1)
-    bare = {name: best.user_attrs[name] for name in METRICS}
+    bare: dict[str, Any] = {name: best.user_attrs[name] for name in METRICS}
     study.add_trial(optuna.trial.create_trial(value=0.99, user_attrs=bare))
     with pytest.raises(InputError, match=r"has no stop_reason, .*no worker recorded it"):
         export(study, file, tmp_path / "best.yaml")
