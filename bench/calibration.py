@@ -117,7 +117,8 @@ def read_curves(path: Path) -> list[Study]:
     for one in content.values() if isinstance(content, dict) else content:
         given = one if isinstance(one, dict) else {"scores": one}
         scores = tuple(map(_score, given["scores"]))
-        found.append(Study("given", scores, given.get("target"), given.get("ceiling", 1.0)))
+        target, ceiling = given.get("target"), float(given.get("ceiling", 1.0))
+        found.append(Study("given", scores, None if target is None else float(target), ceiling))
     return found
 
 
@@ -160,7 +161,10 @@ def compare(studies: Sequence[Study], seed: int) -> None:
     ]
     asked = [(question, outlook) for question, outlook in asked if outlook.is_open]
     if not asked:
-        raise SystemExit(f"no study has {LEAST} scores and a target above its best so far: nothing to ask")
+        raise SystemExit(
+            f"nothing to ask: a study needs {LEAST} scores that differ before it is cut, and a target between its best "
+            "by then and its ceiling"
+        )
     reached = np.array([float(question.is_reached) for question, _ in asked])
     said = np.array([outlook.chance(question.target, question.more) for question, outlook in asked])
     peers = {
@@ -171,7 +175,8 @@ def compare(studies: Sequence[Study], seed: int) -> None:
     print(f"{len(asked)} targets in {len(studies)} studies, {reached.mean():.0%} of them reached")
     for name, answers in peers.items():
         brier = np.mean((answers - reached) ** 2)
-        print(f"Brier score, {name:14} {brier:.4f}  {brier / np.mean((said - reached) ** 2):5.2f} of the report's")
+        ratio = brier / max(float(np.mean((said - reached) ** 2)), 1e-9)
+        print(f"Brier score, {name:14} {brier:.4f}  {ratio:5.2f} of the report's")
     for name, (low, high) in CLASSES.items():
         inside = (said >= low) & (said < high)
         facts = f"said {said[inside].mean():.0%}, reached {reached[inside].mean():.0%}" if inside.any() else "none"
@@ -179,8 +184,8 @@ def compare(studies: Sequence[Study], seed: int) -> None:
     _print_ranges(asked)
     for kind in sorted({question.study.kind for question, _ in asked}):
         of_kind = np.array([question.study.kind == kind for question, _ in asked])
-        ratio = np.mean((said - reached)[of_kind] ** 2) / np.mean((reached.mean() - reached)[of_kind] ** 2)
-        print(f"{kind:12} {int(of_kind.sum()):4} targets: {ratio:.2f} of the base rate's Brier score")
+        ours, base = (np.mean((answer - reached)[of_kind] ** 2) for answer in (said, reached.mean()))
+        print(f"{kind:12} {int(of_kind.sum()):4} targets: Brier score {ours:.4f}, of the base rate {base:.4f}")
 
 
 def _print_ranges(asked: Sequence[tuple[Question, Outlook]]) -> None:
@@ -202,7 +207,12 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     if arguments.curves:
-        studies = read_curves(arguments.curves)
+        try:
+            studies = read_curves(arguments.curves)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise SystemExit(
+                f"{arguments.curves}: not a JSON list of studies, each a list of scores ({error})"
+            ) from None
     else:
         with ProcessPoolExecutor() as pool:
             studies = list(pool.map(partial(simulate, arguments.seed), range(arguments.studies), chunksize=5))

@@ -46,6 +46,8 @@ def export(study: optuna.Study, file: StudyFile, out: Path, top: int = 1) -> lis
     Raises InputError.
     """
     trials = _ranked(study, file, top)
+    if len(trials) < top:
+        print(f"study {file.name} has {len(trials)} trials to export, not {top}")
     paths = [out if rank == 1 else out.with_stem(f"{out.stem}-{rank}") for rank in range(1, len(trials) + 1)]
     best = best_files(study, file, trials)
     texts = {path: _text(one, path.name) for path, one in zip(paths, best, strict=True)}

@@ -71,7 +71,7 @@ def further(trials: Sequence[FrozenTrial], file: StudyFile) -> int:
 
 def outlook(trials: Sequence[FrozenTrial], metric: MetricName, ceiling: float) -> Outlook:
     """Of what the search itself has tried, in order; a trial that was given up passes no threshold."""
-    tried = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    tried = [*complete(trials), *(trial for trial in trials if trial.state == TrialState.PRUNED)]
     own = sorted((t for t in tried if not is_baseline(t) and not is_copied(t)), key=lambda trial: trial.number)
     return Outlook(tuple(_score(trial, metric) for trial in own), ceiling)
 
@@ -161,27 +161,32 @@ def impossible(
     share = sum(part for grade, part in shares.items() if grade >= positive)
     if not share and metric == "spearman_binary":
         share = positives_at(ceiling)
+    is_cut = metric == "spearman_binary" and len(shares) > 2
     grades = 2 if metric == "spearman_binary" else len(shares)
     labels = f" ({grades} grades, {percent(share, 1)} of the pairs positive)" if share else ""
     why = (
         f"target {target:.2f} is impossible with these labels{labels}: even a perfect ranking ties with none of theirs "
         f"and reaches {ceiling:.3f}. {best:.3f} is {percent(best / ceiling)} of that"
     )
-    return f"{why}. {_mend(metric, target, share, grades)}"
+    ways = [*_mends(target, share, grades, is_cut=is_cut), "lower the target"]
+    return f"{why}. To mend it: {'; or '.join(ways)}"
 
 
-def _mend(metric: MetricName, target: float, share: float, grades: int) -> str:
+def _mends(target: float, share: float, grades: int, *, is_cut: bool) -> list[str]:
+    """`is_cut`: the labels are graded, and this metric looks at two classes of them alone."""
+    if not share:
+        return []
+    if grades > 2:
+        return ["more positives, or a grade more (pairs.positive_share, labels)"]
     ways = []
-    if share and grades <= 2:
-        graded = graded_ceiling(share)
-        if graded > target:
-            ways.append(f"graded labels would allow {graded:.2f} with as many positives (labels; metric spearman)")
-        if (enough := enough_positives(target)) is not None:
-            ways.append(f"two classes would need {percent(enough)} positives (pairs.positive_share)")
-    elif share:
-        ways.append("more grades or more positives raise it (labels, pairs.positive_share)")
-    ways.append("else lower the target" if ways else "lower the target")
-    return "; ".join([ways[0][0].upper() + ways[0][1:], *ways[1:]])
+    if is_cut:
+        ways.append("go by spearman, which knows all grades")
+    elif graded_ceiling(share) > target:
+        columns = "incidents.columns: subcategory, configuration_item, duplicate_of"
+        ways.append(f"graded labels would allow {graded_ceiling(share):.2f} with as many positives ({columns})")
+    if (enough := enough_positives(target)) is not None:
+        ways.append(f"two classes would need {percent(enough)} positives (pairs.positive_share)")
+    return ways
 
 
 def binary_ceiling(positive_share: float) -> float:

@@ -25,6 +25,7 @@ from hpo.study import is_baseline, is_copied, parameters_of
 LEAST_SHARE = 0.05  # of the trials, below which a few that stopped early are no matter
 MOST_REPLAYED = 60  # trials, the newest
 RISING = 0.002  # of Spearman between the last two reports, from which on a curve counts as rising
+APART = 2.8  # standard deviations of one run, within which 95 % of the differences of two lie
 OVERFIT, FALLEN = 0.15, 0.01  # of Spearman: between training and validation, and after the best evaluation
 
 
@@ -132,22 +133,24 @@ def _overfitting(evidence: Evidence) -> Iterator[Finding]:
 
 def _seeds(evidence: Evidence) -> Iterator[Finding]:
     if (found := evidence.confirmation) is not None:
-        spreads = [run.spread["spearman"] for run in found.runs if run.seeds > 1]
-        varies = f"by {np.median(spreads):.4f}" if spreads else "by an unknown amount, as too few ran"
+        spreads = [run.spread["spearman"] for run in found.runs if run.seeds > 1 and run.baseline is None]
+        spread = float(np.sqrt(np.mean(np.square(spreads)))) if spreads else 0.0
+        varies = f"by {spread:.4f}" if spreads else "by an unknown amount, as too few ran"
         yield Finding(
             f"Between seeds, Spearman varies {varies}",
             in_words(found),
-            "Take differences below twice that for chance",
+            f"Take differences between two trials below {APART * spread:.4f} for chance",
         )
         return
     best = evidence.best
     if len(best) == TOP and (interval := (best[0].user_attrs.get("intervals") or {}).get("spearman")):
         low = interval[0]
         if (least := best[-1].value or 0.0) >= low:
+            told = f"hpo confirm {evidence.file.name} tells which is best on several seeds"
             yield Finding(
-                f"The best {TOP} trials cannot be told apart",
-                f"they have {least:.4f} to {best[0].value:.4f}; the 95 % interval of the best begins at {low:.4f}",
-                f"Run them and the baselines on several seeds: hpo confirm {evidence.file.name}",
+                f"The best {TOP} trials lie within the interval of the best",
+                f"they have {least:.4f} to {best[0].value:.4f}; its 95 % interval begins at {low:.4f}",
+                told if any(map(is_baseline, evidence.done)) else "Do not take the first for better than the others",
             )
 
 

@@ -66,9 +66,7 @@ def what_matters(evidence: Evidence) -> Iterator[Finding]:
             f"{name} decides much of the result",
             f"{100 * evidence.importances[name]:.0f} % by PED-ANOVA, and chance alone would set the best fifth so far "
             f"apart in {100 * evidence.chances[name]:.1f} % of the cases; the best {len(values)} have {span(values)}",
-            f"Narrow its range around that, or fix it, when the search goes on (space.parameters.{name})"
-            if edge(evidence, name) is None
-            else f"Move its bound first: space.parameters.{name}.{edge(evidence, name)}",
+            _what_to_do(evidence, name),
         )
     idle = [name for name, chance in evidence.chances.items() if chance > IDLE]
     if mattering and idle and len(evidence.searched) >= 3 * FEW:
@@ -77,6 +75,14 @@ def what_matters(evidence: Evidence) -> Iterator[Finding]:
             f"in {len(evidence.searched)} trials their values among the best fifth are as chance would have them",
             "Leave them at the best trial's values and spend the trials on others",
         )
+
+
+def _what_to_do(evidence: Evidence, name: str) -> str:
+    if any(too_few_pairs(evidence)) and field_of(name) == "train_pairs":
+        return f"Raise its upper bound: space.parameters.{name}.high"
+    if bound := edge(evidence, name):
+        return f"Move its bound first: space.parameters.{name}.{bound}"
+    return f"Narrow its range around that, or fix it, when the search goes on (space.parameters.{name})"
 
 
 def rate_and_batch(evidence: Evidence) -> Iterator[Finding]:
@@ -135,7 +141,7 @@ def too_few_pairs(evidence: Evidence) -> Iterator[Finding]:
                 f"the best {len(best)} trials have {span(best)} of {name}, {middle:,.0f} in the middle, where all have "
                 f"{np.median(known):,.0f}; chance alone would set the best fifth so far apart in "
                 f"{100 * evidence.chances[name]:.1f} % of the cases",
-                f"Raise space.parameters.{name}.high, or mining.train_pairs",
+                f"Raise space.parameters.{name}.high",
             )
 
 

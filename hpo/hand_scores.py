@@ -31,6 +31,12 @@ class Stopped(BaseModel):
     of_epochs: Annotated[float, Field(gt=0)]
     patience: Annotated[int, Field(ge=1)] | None = None
 
+    @model_validator(mode="after")
+    def _is_within_the_plan(self) -> Stopped:
+        if self.epoch > self.of_epochs:
+            raise ValueError(f"epoch {self.epoch:g} is beyond of_epochs {self.of_epochs:g}")
+        return self
+
 
 class HandScores(BaseModel):
     model_config = STRICT
@@ -46,6 +52,9 @@ class HandScores(BaseModel):
     def _share_is_known(self) -> HandScores:
         if self.positive_share is None and not {"roc_auc", "spearman"} <= self.scores.keys():
             raise ValueError("give positive_share, or both roc_auc and spearman, from which it follows")
+        if self.positive_share and self.scores.get("spearman", 0.0) > (most := binary_ceiling(self.positive_share)):
+            share = percent(self.positive_share, 1)
+            raise ValueError(f"with {share} positives and two classes, spearman is {most:.3f} at most")
         return self
 
 
@@ -67,7 +76,7 @@ def report_of_scores(path: Path) -> Report:
         name=found.name,
         summary=tuple(_summary(found, share)),
         metrics=tuple(rows),
-        verdicts=tuple(f"{row.metric}: {in_words(row, shares, POSITIVE)}" for row in rows),
+        verdicts=tuple(f"{row.metric}: {_verdict(row, shares)}" for row in rows),
         findings=tuple(_findings(found)),
         steps=(
             Step(
@@ -92,6 +101,12 @@ def _row(found: HandScores, name: Name, share: float) -> Feasibility:
         state = "impossible"
     metric = "spearman_binary" if name == "spearman" else name
     return Feasibility(metric, None, score, score, None, ceiling, target, state)
+
+
+def _verdict(row: Feasibility, shares: dict[float, float]) -> str:
+    if row.state == "unknown":
+        return f"target {row.target:.2f} not met ({row.best:.3f}), but these labels allow it: a study tells the odds"
+    return in_words(row, shares, POSITIVE)
 
 
 def _share(path: Path, roc_auc: float, spearman: float) -> float:

@@ -81,8 +81,9 @@ def _labels(best: FrozenTrial, file: StudyFile) -> Iterator[Step]:
     ceilings = {name: float(ceiling) for name, ceiling in (best.user_attrs.get("ceilings") or {}).items()}
     for name, target in file.targets.items():
         if (ceiling := ceilings.get(name, 1.0)) < target:
+            keys = "pairs.positive_share" if name == "spearman_binary" else "incidents.columns, pairs.positive_share"
             yield Step(
-                f"Change the labels (labels, pairs.positive_share) or lower targets.{name}: {target:.2f} is impossible",
+                f"Change the labels ({keys}) or lower targets.{name}: {target:.2f} is impossible",
                 None,
                 0.0,
                 f"a perfect ranking of this study's validation pairs reaches {ceiling:.3f}",
@@ -134,7 +135,7 @@ def _longer(best: Sequence[FrozenTrial], file: StudyFile, hours: float) -> Itera
     curve = curve_of(best[0], {})
     if len(curve.steps) < 3 or best[0].user_attrs.get("stop_reason") != "completed":
         return
-    slope = float(np.mean(np.diff(curve.spearman[-3:]) / np.diff(curve.steps[-3:])))
+    slope = float(np.min(np.diff(curve.spearman[-3:]) / np.diff(curve.steps[-3:])))  # curves flatten
     gain = slope * FURTHER * curve.steps[-1] / 2
     if gain >= LEAST_RISE:
         bound = "space.parameters.epochs.high" if "epochs" in searched(file) else "training.epochs"
@@ -142,7 +143,7 @@ def _longer(best: Sequence[FrozenTrial], file: StudyFile, hours: float) -> Itera
             f"Half as many epochs again for the best trial: raise {bound}",
             gain,
             hours * (1 + FURTHER),
-            f"the last reports of trial {best[0].number}, and half of their pace",
+            f"the slower of the last two rises of trial {best[0].number}, and half of its pace",
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.config import StudyFile
+from hpo.config import CONFIRM, StudyFile
 from hpo.confirmed import Confirmation, confirmation_of
 from hpo.evidence import Finding
 from hpo.feasibility import Feasibility, feasibility, further, in_words, outlook
@@ -79,12 +79,15 @@ def report_of(study: optuna.Study, file: StudyFile) -> Report:
     data = studies.attribute(ask, study._study_id, DATA) or {}
     confirmation, rows, shares = confirmation_of(study), feasibility(trials, file), importances(trials, file)
     best = best_trials(trials, file, 1)
+    exported = [trial for trial in trials if confirmation and trial.number == confirmation.winner] or best
+    if file.name.endswith(CONFIRM):  # a search it is not: no odds, no next steps
+        return Report(name=file.name, summary=tuple(_summary(study, file, trials, found, best, exported)))
     return Report(
         name=file.name,
-        summary=tuple(_summary(study, file, trials, found, best)),
+        summary=tuple(_summary(study, file, trials, found, best, exported)),
         metrics=tuple(rows),
         verdicts=tuple(_verdicts(rows, file, data)),
-        parameters=tuple((name, _short(value)) for name, value in parameters_of(best[0]).items()) if best else (),
+        parameters=tuple((n, _short(value)) for trial in exported for n, value in parameters_of(trial).items()),
         confirmation=confirmation,
         findings=tuple(findings(trials, file, shares, data, confirmation)),
         steps=tuple(_steps(trials, file, confirmation, rows, found)),
@@ -98,6 +101,7 @@ def _summary(
     trials: Sequence[FrozenTrial],
     found: Terms | None,
     best: Sequence[FrozenTrial],
+    exported: Sequence[FrozenTrial],
 ) -> list[str]:
     states = [trial.state for trial in trials]
     ended = sum(state.is_finished() for state in states)
@@ -108,8 +112,16 @@ def _summary(
         lines.append(f"The study ended early: {found.ended}.")
     if paused := why_paused(study, found):
         lines.append(f"{paused}.")
+    if file.name.endswith(CONFIRM):
+        searched = file.name.removesuffix(CONFIRM)
+        return [*lines, f"It trains the best of {searched} on several seeds; what was found: hpo report {searched}."]
     if best:
         lines.append(f"The best is trial {best[0].number}, with a Spearman of {best[0].value:.4f} on validation.")
+    if best and exported[0].number != best[0].number:
+        lines.append(
+            f"What is exported is trial {exported[0].number}, the best on several seeds; scores and plots here are "
+            f"of trial {best[0].number}, the best on one."
+        )
     return lines + _without_best(states, ended, best)
 
 
@@ -125,7 +137,7 @@ def _without_best(states: Sequence[TrialState], ended: int, best: Sequence[Froze
 
 def _verdicts(rows: Sequence[Feasibility], file: StudyFile, data: Mapping[str, Any]) -> list[str]:
     shares = {float(grade): float(share) for grade, share in data.get("grade_shares", {}).items()}
-    positive = float(getattr(file.labels, file.labels.positive))
+    positive = float(data.get("positive_grade", getattr(file.labels, file.labels.positive)))
     return [f"{row.metric}: {in_words(row, shares, positive)}" for row in rows]
 
 

@@ -11,7 +11,7 @@ import optuna
 
 from hpo.config import StudyFile
 from hpo.connect import LOOK_PATIENCE_S, storage_url
-from hpo.display import make_console
+from hpo.display import PIPED_WIDTH, make_console
 from hpo.errors import InputError
 from hpo.files import write_text
 from hpo.hand_scores import is_by_hand, report_of_scores
@@ -43,7 +43,9 @@ def print_report(name: str, out: Path | None, *, as_json: bool, to_dashboard: bo
     elif out is not None:
         print(out)
     else:
-        print_sections(make_console(), f"Report of {report.name}", sections(report))
+        console = make_console()
+        console.width = max(console.width, PIPED_WIDTH)  # a number that is cut reads as another
+        print_sections(console, f"Report of {report.name}", sections(report))
 
 
 def _report(name: str, *, to_dashboard: bool) -> Report:

@@ -163,7 +163,7 @@ def _lines_of(name: str, shown: Sequence[Scored]) -> Figure:
 
 def _importances(importances: Mapping[str, float]) -> Plot:
     largest = dict(sorted(importances.items(), key=lambda item: -item[1])[:MOST_BARS])
-    note = "The share of each parameter in what sets the best trials apart"
+    note = "The share of each parameter in what sets the best trials apart; which is more than chance, the findings say"
     if len(largest) < len(importances):
         note += f"; {len(largest)} of {len(importances)} parameters shown"
     return _plot("importances", "Importances", f"{note}.", bars(largest, form=".1%", least=0.01))

@@ -40,7 +40,7 @@ def report(
 def confirm(
     study: StudyName,
     top: Annotated[int, typer.Option(min=1, help="So many of the best trials, beside the baselines.")] = 5,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds that choose; as many others judge.")] = 5,
+    seeds: Annotated[int, typer.Option(min=3, help="Seeds that choose; as many others judge.")] = 5,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default one per GPU, or 2.")] = None,
 ) -> None:
     """Train the best trials and the baselines on several seeds, and judge the best once on test.

@@ -84,6 +84,7 @@ def _in_numbers(config: TrialConfig) -> dict[str, Any]:
         "incidents": found.incidents,
         "splits": found.splits,
         "train_pairs": found.train_pairs,
+        "positive_grade": load_data(config, cache_folder()).ladder.positive,
         "grade_shares": {str(grade): count / pairs for grade, count in found.held_out_grades.items()},
         "agreement": found.agreement,
         "noise_ceilings": found.noise_ceilings,

@@ -42,8 +42,9 @@ class Standing:
         if self.duel is None:
             return "too few runs of baselines, or of the others, were completed"
         looked = max(map(len, self.race.scores.values()))
-        left = len(self.race.scores) - len(self.race.dropped)
-        return f"{left} of {len(self.race.scores)} configurations were left after {looked} of {self.seeds} seeds"
+        ran, left = len(self.race.scores), len(self.race.scores) - len(self.race.dropped)
+        were = "was" if left == 1 else "were"
+        return f"{left} of {ran} configurations {were} left after {looked} of {self.seeds} seeds"
 
 
 def standing_of(trials: Sequence[FrozenTrial]) -> Standing:

@@ -78,7 +78,7 @@ def _asked_for(source: str) -> tuple[BestFile, Job, PostgresStorage | None]:
     name, _, number = source.rpartition("#")
     if os.path.exists(source):
         return *read_best_file(Path(source)), None
-    if not name or not number.isdecimal():
+    if not name or not (number.isascii() and number.isdecimal()):
         raise InputError(f"{source}: no such file; give one that `hpo export` wrote, or STUDY#N for a study's trial N")
     study, file = open_by_name(name)
     [best] = best_files(study, file, [_completed(study, int(number))])

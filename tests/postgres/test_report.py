@@ -16,6 +16,7 @@ from rich.console import Console
 from sqlalchemy import URL
 
 from hpo.config import StudyFile
+from hpo.confirmed import CONFIRMED, Confirmation, Runs
 from hpo.feasibility import feasibility
 from hpo.plan import PHASE
 from hpo.report import Report, report_of
@@ -201,6 +202,8 @@ def test_the_share_of_positives_follows_from_auc_and_spearman(tmp_path: Path, hp
         ("scores: {auc: 0.6, spearman: 0.9}", "auc"),
         ("scores: {spearman: 2.0}\npositive_share: 0.1", "spearman"),
         ("scores: {spearman: 0.3}\npositive_share: 1.5", "positive_share"),
+        ("scores: {spearman: 0.65}\npositive_share: 0.135", "0.592 at most"),
+        ("scores: {spearman: 0.3}\npositive_share: 0.1\nstopped: {epoch: 2, of_epochs: 1}", "beyond of_epochs"),
     ],
 )
 def test_wrong_scores_by_hand_end_with_a_sentence(
@@ -211,3 +214,31 @@ def test_wrong_scores_by_hand_end_with_a_sentence(
     assert done.returncode == 2
     assert words in done.stdout
     assert "Traceback" not in done.stdout
+
+
+def test_a_confirmation_is_no_search_to_be_given_odds(database: URL) -> None:
+    study, file = empty_study(database)
+    confirming = file.model_copy(update={"name": "empty/confirm"})
+    report = report_of(study, confirming)
+    assert "hpo report empty" in text_of(report)
+    assert (report.metrics, report.steps, report.findings) == ((), (), ())
+
+
+def test_what_is_exported_is_named_where_it_is_not_the_best_on_one_seed(database: URL) -> None:
+    study, file = make_recorded_study(database, "confirmed")
+    best = report_of(study, file)
+    runs = Runs(trial=20, seeds=5, mean={"spearman": 0.6}, spread={"spearman": 0.01})
+    found = Confirmation(
+        study="confirmed/confirm",
+        runs=(runs,),
+        winner=20,
+        against="v4",
+        gain=(0.0, -0.1, 0.1),
+        gain_on_test=(0.0, -0.1, 0.1),
+        verdict="indistinguishable",
+        why_stopped="all had run",
+    )
+    study._storage.set_study_system_attr(study._study_id, CONFIRMED, found.model_dump(mode="json"))
+    report = report_of(study, file)
+    assert "exported is trial 20" in " ".join(report.summary)
+    assert report.parameters != best.parameters

@@ -15,6 +15,7 @@ from hpo.feasibility import (
     impossible,
     in_words,
     odds,
+    outlook,
 )
 from objectives.evaluation import METRICS
 
@@ -114,3 +115,25 @@ def test_baselines_tell_nothing_of_what_the_search_will_find() -> None:
 def test_a_study_without_complete_trials_has_no_rows() -> None:
     assert feasibility([], study_file()) == []
     assert feasibility([made(0, 0.3, state=TrialState.PRUNED), made(1, 0.3, state=TrialState.FAIL)], study_file()) == []
+
+
+def test_labels_of_two_classes_are_told_which_columns_would_grade_them() -> None:
+    said = impossible("spearman", 0.55, binary_ceiling(0.135), 0.8, {0.0: 0.865, 0.25: 0.135}, 0.25)
+    for part in ("2 grades, 13.5 %", "would allow 0.87", "incidents.columns", "31 % positives"):
+        assert part in said
+
+
+def test_where_labels_are_graded_the_cut_metric_is_not_told_to_grade_them() -> None:
+    said = impossible("spearman_binary", 0.5, 0.592, 0.8, {0.0: 0.6, 0.25: 0.265, 0.5: 0.1, 1.0: 0.035}, 0.5)
+    assert "go by spearman" in said
+    assert "graded labels would" not in said
+
+
+def test_trials_that_another_program_told_do_not_lower_the_odds() -> None:
+    own = [made(n, 0.5 + (n % 7) / 100) for n in range(20)]
+    foreign = [create_trial(state=TrialState.COMPLETE, value=0.5) for _ in range(60)]
+    for number, trial in enumerate(foreign):
+        trial.number = 100 + number
+    file = study_file(budget={"trials": 200})
+    assert outlook([*own, *foreign], "spearman", 0.87) == outlook(own, "spearman", 0.87)
+    assert feasibility([*own, *foreign], file)[0].best == feasibility(own, file)[0].best

@@ -266,10 +266,37 @@ def test_curves_that_fall_after_their_best_are_told() -> None:
     assert "fall after their best" not in titles(drawn(noise, curve=[0.4, 0.5, 0.5]))
 
 
-def test_the_best_that_cannot_be_told_apart_ask_for_several_seeds() -> None:
-    wide = {"spearman": [0.4, 0.7]}
-    assert "hpo confirm small" in titles(drawn(noise, intervals=wide))
-    assert "hpo confirm small" not in titles(drawn(noise, intervals={"spearman": [0.9, 0.95]}))
+def test_the_best_that_lie_close_ask_for_several_seeds_where_there_is_a_baseline() -> None:
+    close = drawn(noise, intervals={"spearman": [0.4, 0.7]})
+    assert "within the interval of the best" in titles(close)
+    assert "hpo confirm" not in titles(close)  # which would refuse
+    assert "hpo confirm small" in titles([*close, made(99, {}, 0.5, baseline="v4")])
+    assert "within the interval" not in titles(drawn(noise, intervals={"spearman": [0.9, 0.95]}))
+
+
+def test_more_pairs_are_not_to_be_narrowed_where_more_are_better() -> None:
+    said = titles(drawn(lambda values, rng: 0.4 + values["train_pairs"] / 5e5))
+    assert "train_pairs decides much" in said
+    assert "Narrow its range" not in said
+
+
+def test_the_spread_of_seeds_is_that_of_searched_trials_alone() -> None:
+    def runs(trial: int, spread: float, baseline: str | None = None) -> Runs:
+        return Runs(trial=trial, baseline=baseline, seeds=5, mean={"spearman": 0.6}, spread={"spearman": spread})
+
+    found = Confirmation(
+        study="small/confirm",
+        runs=(runs(1, 0.01), runs(2, 0.01), runs(0, 0.0001, "v4")),
+        winner=1,
+        against="v4",
+        gain=(0.0, -0.1, 0.1),
+        gain_on_test=(0.0, -0.1, 0.1),
+        verdict="indistinguishable",
+        why_stopped="all had run",
+    )
+    said = titles(drawn(noise), confirmation=found)
+    assert "varies by 0.0100" in said
+    assert "below 0.0280" in said
 
 
 def test_a_confirmation_takes_the_place_of_that_advice() -> None:
