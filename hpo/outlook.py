@@ -31,6 +31,7 @@ STANDS_STILL = float(np.exp(3.5))  # how much likelier than any one shift, befor
 UNLIKELY = 10.0  # hypotheses whose logarithm is so far below the best's are left out
 MOST_PARTS = 120  # of the trials below the threshold: those of a part count as at its middle
 FUTURE_PARTS, LEVELS = 8, 41
+PAST_SHARE = 0.15  # weight of what came before, plainly continued: for studies that no hypothesis fits, as rare jumps
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,18 @@ class Outlook:
         none = np.zeros(len(levels))
         for number, level in enumerate(levels):
             above = _beyond(_column(likely.shapes), _column(likely.scales), level - shifted)
-            none[number] = likely.weights @ np.exp(-(passing * above).sum(1)) if level < self.ceiling else 1.0
-        return none
+            none[number] = likely.weights @ np.exp(-(passing * above).sum(1))
+        none += PAST_SHARE * ((self.best + self._rises(more) < levels[:, None]).mean(1) - none)
+        return np.where(levels < self.ceiling, none, 1.0)
+
+    def _rises(self, more: int) -> FloatArray:
+        """How much the best would rise if it went on as in each stretch of the last two thirds of the trials."""
+        best = np.maximum.accumulate(np.nan_to_num(np.array(self.scores), nan=self._known.min()))
+        seen = len(best)
+        length = max(min(more, seen // 3), 1)
+        ends = np.arange(seen // 3 + length, seen + 1) - 1
+        rises: FloatArray = (best[ends] - best[np.maximum(ends - length, 0)]) * more / length
+        return rises
 
     @cached_property
     def _likely(self) -> Hypotheses:

@@ -332,7 +332,7 @@ def test_gain_is_called_better_than_the_best_baseline(
 ) -> None:
     found = by_hand(monkeypatch, searched, EQUAL | {B: 0.66, SHARP: 0.63})
     assert (found.winner, found.against, found.challenger) == (B, "sharp", None)
-    assert (found.verdict, found.why_stopped) == ("better", "1 of 5 configurations were left after 3 of 4 seeds")
+    assert (found.verdict, found.why_stopped) == ("better", "1 of 5 configurations was left after 3 of 4 seeds")
     assert found.gain_on_test[1] < 0.03 < found.gain_on_test[2]
     assert f"\non test, trial {B} is better than the baseline sharp: spearman +0.0" in capsys.readouterr().out
     assert {run.trial: run.seeds for run in found.runs} == dict.fromkeys((V4, SHARP, A, B, C), 3)
