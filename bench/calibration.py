@@ -27,12 +27,12 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 
+from hpo.feasibility import CLASSES, class_of
 from hpo.outlook import LEAST, Outlook
 
 FloatArray = NDArray[np.float64]
 
 STUDIES, TRIALS, CUTS = 200, 160, 3  # questions asked of each study
-CLASSES = {"high": (0.8, 1.01), "moderate": (0.5, 0.8), "low": (0.3, 0.5), "very low": (0.0, 0.3)}
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,8 @@ def compare(studies: Sequence[Study], seed: int) -> None:
         brier = np.mean((answers - reached) ** 2)
         ratio = brier / max(float(np.mean((said - reached) ** 2)), 1e-9)
         print(f"Brier score, {name:14} {brier:.4f}  {ratio:5.2f} of the report's")
-    for name, (low, high) in CLASSES.items():
-        inside = (said >= low) & (said < high)
+    for name in CLASSES:
+        inside = np.array([class_of(chance) == name for chance in said])
         facts = f"said {said[inside].mean():.0%}, reached {reached[inside].mean():.0%}" if inside.any() else "none"
         print(f"{name:10} {int(inside.sum()):4} targets: {facts}")
     _print_ranges(asked)

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,16 @@ from hpo.model_folder import ModelFacts, write_facts
 from hpo.study import ours, parameters_of, refuse_other_versions
 from objectives.config import STATIC, Head, Memory, TrialConfig
 from objectives.data import Data, load_data
-from objectives.evaluation import INTERVAL, METRICS, RESAMPLES, Ranking, bootstrap_intervals, rank_pairs, score
+from objectives.evaluation import (
+    INTERVAL,
+    METRICS,
+    RESAMPLES,
+    Ranking,
+    bootstrap_intervals,
+    rank_pairs,
+    resampled,
+    score,
+)
 from objectives.model_files import fetch
 from objectives.pairs import GradedPairs, held_out_pairs
 from objectives.reading import DataError
@@ -198,12 +208,8 @@ def _judge(models: Models, data: Data, pairs: GradedPairs, seed: int | None = No
 
 def _gain_interval(ranking: Ranking, single: Ranking, pairs: GradedPairs, seed: int) -> list[float]:
     """95 % of the difference in Spearman, both scored on the same resampled incidents."""
-    rng, gains = np.random.default_rng(seed), []
-    incidents, index = np.unique(np.concatenate([pairs.anchors, pairs.others]), return_inverse=True)
-    a, b = np.split(index, 2)
-    for _ in range(RESAMPLES):
-        drawn = np.bincount(rng.integers(len(incidents), size=len(incidents)), minlength=len(incidents))
-        weights = (drawn[a] * drawn[b]).astype(np.float64)
+    gains = []
+    for weights in islice(resampled(pairs.anchors, pairs.others, seed), RESAMPLES):
         with np.errstate(invalid="ignore"):
             gains.append(score(ranking, weights)["spearman"] - score(single, weights)["spearman"])
     low, high = np.nanpercentile(gains, INTERVAL)  # NaN: a class went without weight

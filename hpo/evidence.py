@@ -13,7 +13,8 @@ from optuna.trial import FrozenTrial
 from hpo.config import StudyFile
 from hpo.confirmed import Confirmation
 from hpo.feasible import best_trials, complete
-from hpo.importances import CHANCE, score_of
+from hpo.importances import CHANCE
+from hpo.scored import score_of
 from hpo.study import BASELINE, is_baseline
 
 FEW = 12  # searched trials, below which nothing is said of parameters

@@ -53,11 +53,11 @@ def _parameters(trial: FrozenTrial, file: StudyFile) -> Table:
     for heading in ("parameter", "value", "searched in"):
         table.add_column(heading, no_wrap=heading == "parameter")
     for name, value in trial.params.items():
-        table.add_row(name, _short(value), _bounds(trial.distributions[name]))
+        table.add_row(name, short(value), _bounds(trial.distributions[name]))
     for name, value in trial.system_attrs.get(FIXED, {}).items() if not trial.params else ():
-        table.add_row(name, _short(value), "to be tried")
+        table.add_row(name, short(value), "to be tried")
     for name, value in trial.user_attrs.get(OVERRIDES, {}).items():
-        table.add_row(name, _short(value), "not searched here")
+        table.add_row(name, short(value), "not searched here")
     beside = {*trial.params, *trial.user_attrs.get(OVERRIDES, {})}
     for name, parameter in searched(file).items() if trial.params else ():
         if name in beside or not parameter.when:
@@ -70,7 +70,7 @@ def _bounds(distribution: optuna.distributions.BaseDistribution) -> str:
     if isinstance(distribution, optuna.distributions.CategoricalDistribution):
         return ", ".join(str(choice) for choice in distribution.choices)
     assert isinstance(distribution, optuna.distributions.FloatDistribution | optuna.distributions.IntDistribution)
-    return f"{_short(distribution.low)} to {_short(distribution.high)}{', logarithmic' if distribution.log else ''}"
+    return f"{short(distribution.low)} to {short(distribution.high)}{', logarithmic' if distribution.log else ''}"
 
 
 def _curve(trial: FrozenTrial) -> Table:
@@ -100,7 +100,7 @@ def why_ended(trial: FrozenTrial) -> Iterator[str]:
         yield f"{found['stop_reason']} at epoch {found['stop_epoch']:.2f}; the best was at {found['best_epoch']:.2f}"
     for name, excess in trial.constraints.items():
         if excess > 0 and name != found.get("reason"):
-            yield f"beyond the study's constraint on {name}, by {_short(excess)}"
+            yield f"beyond the study's constraint on {name}, by {short(excess)}"
 
 
 def _scores(found: dict[str, Any]) -> Iterator[str]:
@@ -112,5 +112,5 @@ def _scores(found: dict[str, Any]) -> Iterator[str]:
         yield "with its match head: " + ", ".join(f"{name} {head[name]:.4f}" for name in METRICS)
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

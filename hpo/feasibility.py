@@ -14,6 +14,7 @@ from hpo.config import StudyFile
 from hpo.feasible import best_trials, complete
 from hpo.outlook import LEAST, Outlook
 from hpo.study import BASELINE, is_baseline, is_copied
+from objectives.config import Pairs
 from objectives.evaluation import METRICS, MetricName
 
 Class = Literal["high", "moderate", "low", "very low"]
@@ -21,7 +22,6 @@ CLASSES: dict[Class, float] = {"high": 0.8, "moderate": 0.5, "low": 0.3, "very l
 RANGE = (0.1, 0.9)  # 80 %
 FURTHER = (10, 100)  # trials that are asked about when the budget is used up: as many again, within these
 POSITIVE_GRADES = 3  # same subcategory, near, duplicate: objectives.config.Labels
-SAME_CATEGORY_SHARE = 0.265  # of held-out pairs: objectives.config.Pairs
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def binary_ceiling(positive_share: float) -> float:
 
 def graded_ceiling(positive_share: float) -> float:
     """Of Spearman, where the positives are of three grades alike and a part of the others is of the same category."""
-    same_category = min(SAME_CATEGORY_SHARE, 1 - positive_share)
+    same_category = min(Pairs().same_category_share, 1 - positive_share)
     parts = [1 - positive_share - same_category, same_category, *[positive_share / POSITIVE_GRADES] * POSITIVE_GRADES]
     return math.sqrt(1 - sum(part**3 for part in parts))
 

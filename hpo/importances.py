@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.config import StudyFile, searched
+from hpo.scored import score_of
 from hpo.study import is_baseline
 from search_spaces.space import Choice
 
@@ -80,33 +81,17 @@ def chances(trials: Sequence[FrozenTrial], file: StudyFile, seed: int = 0) -> di
 
 def _scored(trials: Sequence[FrozenTrial]) -> list[tuple[FrozenTrial, float]]:
     """What the search has tried, in order, with its score; baselines lie where somebody put them."""
-    found = [(trial, score_of(trial)) for trial in trials if not is_baseline(trial)]
+    tried = (trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED))
+    found = [(trial, score_of(trial)) for trial in tried if not is_baseline(trial)]
     known = [(trial, score) for trial, score in found if score is not None]
     return sorted(known, key=lambda pair: pair[0].number)
 
 
-def score_of(trial: FrozenTrial) -> float | None:
-    """Its Spearman, the best of its reports if it was pruned, or None."""
-    if trial.state == TrialState.COMPLETE:
-        return trial.value if trial.value is not None and math.isfinite(trial.value) else None
-    reports = [value for value in trial.intermediate_values.values() if math.isfinite(value)]
-    return max(reports) if trial.state == TrialState.PRUNED and reports else None
-
-
 def _complete(trial: FrozenTrial, score: float) -> FrozenTrial:
-    return FrozenTrial(
-        number=trial.number,
-        trial_id=trial.number,
-        state=TrialState.COMPLETE,
-        value=score,
-        datetime_start=None,
-        datetime_complete=None,
-        params=trial.params,
-        distributions=trial.distributions,
-        user_attrs={},
-        system_attrs={},
-        intermediate_values={},
-    )
+    scored = copy(trial)
+    scored.state, scored.values = TrialState.COMPLETE, [score]
+    scored._trial_id = trial.number  # by which the evaluator tells trials apart
+    return scored
 
 
 def shuffled(is_top: NDArray[np.bool_], times: int, rng: np.random.Generator) -> NDArray[np.bool_]:

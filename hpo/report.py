@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.config import CONFIRM, StudyFile
 from hpo.confirmed import Confirmation, confirmation_of
 from hpo.evidence import Finding
+from hpo.explain import short
 from hpo.feasibility import Feasibility, feasibility, further, in_words, outlook
 from hpo.feasible import best_trials
 from hpo.findings import findings
@@ -87,7 +88,7 @@ def report_of(study: optuna.Study, file: StudyFile) -> Report:
         summary=tuple(_summary(study, file, trials, found, best, exported)),
         metrics=tuple(rows),
         verdicts=tuple(_verdicts(rows, file, data)),
-        parameters=tuple((n, _short(value)) for trial in exported for n, value in parameters_of(trial).items()),
+        parameters=tuple((n, short(value)) for trial in exported for n, value in parameters_of(trial).items()),
         confirmation=confirmation,
         findings=tuple(findings(trials, file, shares, data, confirmation)),
         steps=tuple(_steps(trials, file, confirmation, rows, found)),
@@ -153,7 +154,3 @@ def _steps(
     ahead = outlook(trials, "spearman", rows[0].ceiling) if rows else None
     gain = ahead.expected_gain if ahead and ahead.is_open else None
     return next_steps(trials, file, confirmation, gain, device_s, further(trials, file))
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

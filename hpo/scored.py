@@ -40,7 +40,7 @@ def scored_trials(trials: Sequence[FrozenTrial], file: StudyFile) -> list[Scored
     found = [
         Scored(trial, score, kind(trial), trial.number == best)
         for trial in trials
-        if (score := _score(trial)) is not None
+        if (score := score_of(trial)) is not None
     ]
     return sorted(found, key=lambda one: (not one.is_best, -one.score, one.number))
 
@@ -62,7 +62,8 @@ def shown_of(shown: Sequence[Scored], every: Sequence[Scored]) -> str:
     return f"{len(shown):,} of {len(every):,} trials shown"
 
 
-def _score(trial: FrozenTrial) -> float | None:
+def score_of(trial: FrozenTrial) -> float | None:
+    """Its Spearman; of one that is not complete, the best that it reported."""
     reports = [value for value in trial.intermediate_values.values() if math.isfinite(value)]
     score = trial.value if trial.state == TrialState.COMPLETE else max(reports, default=None)
     return score if score is not None and math.isfinite(score) else None

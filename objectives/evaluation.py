@@ -6,6 +6,7 @@ and a bootstrap replicate (weights from resampling) are the same arithmetic.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -78,17 +79,24 @@ def bootstrap_intervals(
 
     anchors, others: (pairs,) incident numbers. A pair's weight is the product of how often its two were drawn.
     """
-    rng = np.random.default_rng(seed)
-    incidents, index = np.unique(np.concatenate([anchors, others]), return_inverse=True)
-    a, b = index[: len(anchors)], index[len(anchors) :]
+    weights = resampled(anchors, others, seed)
     replicates: list[dict[str, float]] = []
     while len(replicates) < RESAMPLES:
-        drawn = np.bincount(rng.integers(len(incidents), size=len(incidents)), minlength=len(incidents))
         with np.errstate(invalid="ignore"):
-            replicate = score(ranking, (drawn[a] * drawn[b]).astype(np.float64))
+            replicate = score(ranking, next(weights))
         if np.isfinite(list(replicate.values())).all():  # else a class went without weight: drawn again
             replicates.append(replicate)
     return {m: tuple(np.percentile([r[m] for r in replicates], INTERVAL).tolist()) for m in METRICS}
+
+
+def resampled(anchors: IntArray, others: IntArray, seed: int) -> Iterator[FloatArray]:
+    """Weights of the pairs, (pairs,), for one draw of incidents after another, without end."""
+    rng = np.random.default_rng(seed)
+    incidents, index = np.unique(np.concatenate([anchors, others]), return_inverse=True)
+    a, b = np.split(index, 2)
+    while True:
+        drawn = np.bincount(rng.integers(len(incidents), size=len(incidents)), minlength=len(incidents))
+        yield (drawn[a] * drawn[b]).astype(np.float64)
 
 
 def ceilings(grades: FloatArray, positive_grade: float) -> dict[MetricName, float]:

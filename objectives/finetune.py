@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from objectives.evaluation import (
     bootstrap_intervals,
     ceilings,
     rank_pairs,
+    resampled,
     score,
 )
 from objectives.grades import may_be_alike
@@ -249,14 +250,11 @@ def judge_test(
     data = load_data(config, cache)
     pairs = held_out_pairs(data.table, data.ladder, data.splits["test"], config.pairs)
     ranking = rank_pairs(_similarities(encoder, pairs, check), pairs.grades, data.ladder.positive)
-    rng, replicates = np.random.default_rng(config.pairs.seed), list[float | None]()
-    incidents, ends = np.unique(np.concatenate([pairs.anchors, pairs.others]), return_inverse=True)
-    a, b = np.split(ends, 2)
-    for _ in range(RESAMPLES):
+    replicates = list[float | None]()
+    for weights in islice(resampled(pairs.anchors, pairs.others, config.pairs.seed), RESAMPLES):
         check()
-        drawn = np.bincount(rng.integers(len(incidents), size=len(incidents)), minlength=len(incidents))
         with np.errstate(invalid="ignore"):
-            spearman = score(ranking, (drawn[a] * drawn[b]).astype(np.float64))["spearman"]
+            spearman = score(ranking, weights)["spearman"]
         replicates.append(round(spearman, 6) if np.isfinite(spearman) else None)
     return {**score(ranking), "replicates": replicates}
 
