@@ -13,9 +13,9 @@ from optuna.trial import FrozenTrial
 from hpo.config import StudyFile
 from hpo.confirmed import Confirmation
 from hpo.feasible import best_trials, complete
-from hpo.importances import CHANCE
+from hpo.importances import CHANCE, chances, importances
 from hpo.scored import score_of
-from hpo.study import BASELINE, is_baseline
+from hpo.study import BASELINE, is_baseline, is_copied
 
 FEW = 12  # searched trials, below which nothing is said of parameters
 TOP = 5  # trials that count as the best
@@ -55,6 +55,13 @@ class Evidence:
 
     def matters(self, name: str) -> bool:
         return self.chances.get(name, 1.0) <= CHANCE
+
+
+def evidence_of(
+    trials: Sequence[FrozenTrial], file: StudyFile, data: Mapping[str, Any], confirmation: Confirmation | None
+) -> Evidence:
+    own = [trial for trial in trials if not is_copied(trial)]
+    return Evidence(own, file, importances(own, file), chances(own, file), data, confirmation)
 
 
 def name_of(trial: FrozenTrial) -> str:

@@ -6,21 +6,19 @@ Only what holds beyond chance is said; where there is too little to tell from, n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.audit import replay
-from hpo.config import StudyFile
-from hpo.confirmed import Confirmation, in_words
+from hpo.confirmed import in_words
 from hpo.evidence import FEW, TOP, Evidence, Finding, count, name_of
 from hpo.feasible import floors_of
 from hpo.findings_of_parameters import at_an_edge, rate_and_batch, region, too_few_pairs, what_matters
-from hpo.importances import chances
 from hpo.pruning import curve_of, longest_plan, margin_of
-from hpo.study import is_baseline, is_copied, parameters_of
+from hpo.study import is_baseline, parameters_of
 
 LEAST_SHARE = 0.05  # of the trials, below which a few that stopped early are no matter
 MOST_REPLAYED = 60  # trials, the newest
@@ -29,15 +27,7 @@ APART = 2.8  # standard deviations of one run, within which 95 % of the differen
 OVERFIT, FALLEN = 0.15, 0.01  # of Spearman: between training and validation, and after the best evaluation
 
 
-def findings(
-    trials: Sequence[FrozenTrial],
-    file: StudyFile,
-    importances: Mapping[str, float],
-    data: Mapping[str, Any],
-    confirmation: Confirmation | None,
-) -> list[Finding]:
-    own = [trial for trial in trials if not is_copied(trial)]
-    evidence = Evidence(own, file, importances, chances(own, file), data, confirmation)
+def findings(evidence: Evidence) -> list[Finding]:
     return [finding for look in LOOKS for finding in look(evidence)]
 
 

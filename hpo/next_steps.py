@@ -13,7 +13,6 @@ from hpo.config import StudyFile, field_of, searched
 from hpo.confirmed import Confirmation
 from hpo.evidence import FEW, Evidence
 from hpo.findings_of_parameters import edge, place
-from hpo.importances import chances
 from hpo.pruning import curve_of
 from hpo.study import is_baseline
 from search_spaces.space import Choice
@@ -45,15 +44,13 @@ class Step:
 
 
 def next_steps(
-    trials: Sequence[FrozenTrial],
-    file: StudyFile,
-    confirmation: Confirmation | None,
+    evidence: Evidence,
     expected_gain: Callable[[int], float] | None,
     device_s: float | None,
     more: int,
 ) -> list[Step]:
     """`expected_gain`: of so many more trials; None where it cannot be told. device_s: of the mean trial."""
-    evidence = Evidence(trials, file, {}, chances(trials, file), {}, confirmation)
+    file = evidence.file
     if not (best := evidence.best):
         return []
     hours = (device_s or _train_s(evidence.done)) / 3600
@@ -63,7 +60,7 @@ def next_steps(
         *_longer(best, file, hours),
         *_next_space(file, hours),
         *_ensemble(best, file, hours),
-        *_confirm(file, confirmation, hours, len(best), sum(map(is_baseline, evidence.done))),
+        *_confirm(file, evidence.confirmation, hours, len(best), sum(map(is_baseline, evidence.done))),
         *_head(file),
     ]
     known = steps if hours else [replace(step, gpu_hours=None) for step in steps]

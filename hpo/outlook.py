@@ -69,7 +69,7 @@ class Outlook:
             return 1.0
         if target > self.ceiling or more == 0:
             return 0.0
-        return 1.0 - float(self._none_above(np.array([target]), more)[0])
+        return max(1.0 - float(self._none_above(np.array([target]), more)[0]), 0.0)  # rounding
 
     def quantile(self, share: float, more: int) -> float:
         """What the best will not exceed after `more` trials, with probability `share`."""

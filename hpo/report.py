@@ -11,12 +11,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.config import CONFIRM, StudyFile
 from hpo.confirmed import Confirmation, confirmation_of
-from hpo.evidence import Finding
+from hpo.evidence import Evidence, Finding, evidence_of
 from hpo.explain import short
 from hpo.feasibility import Feasibility, feasibility, further, in_words, outlook
 from hpo.feasible import best_trials
 from hpo.findings import findings
-from hpo.importances import importances
 from hpo.next_steps import Step, next_steps
 from hpo.report_plots import Plot, plots
 from hpo.status import why_paused
@@ -78,11 +77,12 @@ def report_of(study: optuna.Study, file: StudyFile) -> Report:
     trials = [trial for trial in study.get_trials(deepcopy=False) if not is_copied(trial)]
     ask, found = ours(study).ask, terms.read(ours(study).ask, study._study_id)
     data = studies.attribute(ask, study._study_id, DATA) or {}
-    confirmation, rows, shares = confirmation_of(study), feasibility(trials, file), importances(trials, file)
+    confirmation, rows = confirmation_of(study), feasibility(trials, file)
     best = best_trials(trials, file, 1)
     exported = [trial for trial in trials if confirmation and trial.number == confirmation.winner] or best
     if file.name.endswith(CONFIRM):  # a search it is not: no odds, no next steps
         return Report(name=file.name, summary=tuple(_summary(study, file, trials, found, best, exported)))
+    evidence = evidence_of(trials, file, data, confirmation)
     return Report(
         name=file.name,
         summary=tuple(_summary(study, file, trials, found, best, exported)),
@@ -90,9 +90,9 @@ def report_of(study: optuna.Study, file: StudyFile) -> Report:
         verdicts=tuple(_verdicts(rows, file, data)),
         parameters=tuple((n, short(value)) for trial in exported for n, value in parameters_of(trial).items()),
         confirmation=confirmation,
-        findings=tuple(findings(trials, file, shares, data, confirmation)),
-        steps=tuple(_steps(trials, file, confirmation, rows, found)),
-        plots=tuple(plots(trials, file, shares)),
+        findings=tuple(findings(evidence)),
+        steps=tuple(_steps(evidence, rows, found)),
+        plots=tuple(plots(trials, file, evidence.importances)),
     )
 
 
@@ -142,15 +142,10 @@ def _verdicts(rows: Sequence[Feasibility], file: StudyFile, data: Mapping[str, A
     return [f"{row.metric}: {in_words(row, shares, positive)}" for row in rows]
 
 
-def _steps(
-    trials: Sequence[FrozenTrial],
-    file: StudyFile,
-    confirmation: Confirmation | None,
-    rows: Sequence[Feasibility],
-    found: Terms | None,
-) -> list[Step]:
+def _steps(evidence: Evidence, rows: Sequence[Feasibility], found: Terms | None) -> list[Step]:
+    trials, file = evidence.trials, evidence.file
     ended = sum(trial.state.is_finished() for trial in trials)
     device_s = found.device_s / ended if found and found.device_s and ended else None
     ahead = outlook(trials, "spearman", rows[0].ceiling) if rows else None
     gain = ahead.expected_gain if ahead and ahead.is_open else None
-    return next_steps(trials, file, confirmation, gain, device_s, further(trials, file))
+    return next_steps(evidence, gain, device_s, further(trials, file))

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.config import StudyFile
 from hpo.confirmed import Confirmation, Runs
+from hpo.evidence import evidence_of
 from hpo.findings import findings
 from hpo.importances import CHANCE, chances, importances
 from objectives.evaluation import METRICS
@@ -88,7 +89,7 @@ def by_rate(at: float) -> Score:
 
 def titles(trials: list[FrozenTrial], file: StudyFile | None = None, **more: Any) -> str:
     file = file or study_file()
-    found = findings(trials, file, importances(trials, file), more.get("data", {}), more.get("confirmation"))
+    found = findings(evidence_of(trials, file, more.get("data", {}), more.get("confirmation")))
     return "\n".join(f"{one.title} | {one.evidence} | {one.next_step}" for one in found)
 
 

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from optuna.trial import FrozenTrial
 
+from hpo.evidence import evidence_of
 from hpo.next_steps import Step, next_steps
 from tests.unit.test_findings import SPACE, by_rate, drawn, noise, study_file
 
 
 def steps_of(trials: list[FrozenTrial], device_s: float | None = 3600.0, **changes: Any) -> list[Step]:
-    return next_steps(trials, study_file(**changes), None, lambda count: 0.01, device_s, 20)
+    return next_steps(evidence_of(trials, study_file(**changes), {}, None), lambda count: 0.01, device_s, 20)
 
 
 def whats(trials: list[FrozenTrial]) -> list[str]:
