@@ -1,4 +1,4 @@
-"""Keeps a worker's lease alive while it trains, and takes back what dead workers left."""
+"""Keeps a worker's lease alive while it trains, takes back what dead workers left, and hears when it is to leave."""
 
 from __future__ import annotations
 
@@ -24,8 +24,19 @@ RETRY_S = 1.0
 class Keeper:
     """A thread with a connection of its own: the storage's may be waiting for an answer."""
 
-    def __init__(self, storage: PostgresStorage, url: URL, study_id: int, lease_s: float) -> None:
+    def __init__(
+        self,
+        storage: PostgresStorage,
+        url: URL,
+        study_id: int,
+        lease_s: float,
+        worker: str = "",
+        on_drain: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`worker` as it is registered, if it is; `on_drain` is called from the thread, once, when it is to leave."""
         self._storage = storage
+        self._worker, self._on_drain = worker, on_drain
+        self._is_drained = False
         self._connection = Connection(url)
         storage.connections.append(self._connection)
         self._study_id = study_id
@@ -66,10 +77,14 @@ class Keeper:
     def _keep(self) -> None:
         claim = self._claim
         trial = (None, None) if claim is None else (claim.trial_id, claim.token)
-        is_held, swept = self._connection.run(KEEP, (*trial, self._study_id, self._storage.connected_s()))[0]
+        values = (*trial, self._study_id, self._storage.connected_s(), self._worker)
+        is_held, swept, drain = self._connection.run(KEEP, values)[0]
         if swept:
             logger.info("%d trials taken back from workers that are gone", swept)
         with self._mutex:
             if claim is not None and not is_held and self._claim is claim:
                 self._claim = None
                 self._on_lost()
+        if drain and not self._is_drained:
+            self._is_drained = True
+            self._on_drain()

@@ -15,7 +15,7 @@ from sqlalchemy import Connection as Transaction
 from storage.connection import Connection, Unavailable
 from storage.engine import StorageError, explained, label, open_engine, open_rdb_storage
 
-FILES = ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql", "schema_5.sql")  # each leads to the next version
+FILES = ("schema.sql", *(f"schema_{version}.sql" for version in range(2, 7)))  # each leads to the next version
 VERSION = len(FILES)
 OPTUNA_REVISION = "v3.2.0.a"  # of Optuna's tables, for which they are written
 CREATION_LOCK = 0x68706F

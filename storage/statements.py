@@ -26,8 +26,8 @@ RELEASE = "SELECT incident_hpo.release_v1(%s, %s, %s)"
 # Fenced by the token; sent again it finds nothing to change.
 RESUMED = "SELECT incident_hpo.resumed_v1(%s, %s, %s)"
 
-# Both parts may be repeated: a renewal is an update to now, a sweep follows from the tables.
-KEEP = "SELECT incident_hpo.renew_v1(%s, %s), incident_hpo.sweep_v1(%s, %s)"
+# All parts may be repeated: a renewal and a sign of life are updates to now, a sweep follows from the tables.
+KEEP = "SELECT incident_hpo.renew_v1(%s, %s), incident_hpo.sweep_v1(%s, %s), incident_hpo.sign_v1(%s)"
 
 # One row of NULLs: nothing has changed. No row: there is no such study.
 READ_CHANGES = """SELECT x.* FROM public.studies s

@@ -109,7 +109,7 @@ def test_killed_trial_goes_on_from_its_checkpoint(box: Box) -> None:
     (trainer,) = psutil.Process(worker.pid).children()
     trainer.send_signal(signal.SIGKILL)
     log += worker.communicate(timeout=500)[0]
-    assert "trial 0 goes on from" in log
+    assert "trial 0 resumed: from" in log
     (trial,) = study.get_trials()
     assert trial.value == pytest.approx(whole.value, abs=0.02)
     assert trial.intermediate_values.keys() == whole.intermediate_values.keys()

@@ -122,7 +122,7 @@ def test_interrupted_trial_goes_on_on_another_box_from_the_bucket(
     one.terminate()
     assert (one.wait(30), begun != "") == (75, True)
     log = run(start, database, "worker", "cut", HPO_HOME=str(tmp_path / "two"), **bucket)
-    assert "trial 0 goes on from" in log
+    assert "trial 0 resumed: from" in log
     assert "canary" not in log
     assert undisturbed.wait(120) == 0
     storage = PostgresStorage(database)

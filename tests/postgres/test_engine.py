@@ -153,7 +153,7 @@ def test_tables_of_an_earlier_release_are_brought_up_to_date_once_no_worker_runs
     earlier: URL, database: URL, query: Query, rows: Callable[[URL], dict[str, list[str]]]
 ) -> None:
     before = rows(earlier)
-    with pytest.raises(StorageError, match=r"schema 1, here 5\) while workers run 1 of its trials; stop them"):
+    with pytest.raises(StorageError, match=r"schema 1, here 6\) while workers run 1 of its trials; stop them"):
         PostgresStorage(earlier)
     assert (rows(earlier), query(earlier, VERSION)) == (before, [(1,)])
     query(earlier, "UPDATE incident_hpo.leases SET expires = clock_timestamp()")

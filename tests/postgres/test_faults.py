@@ -94,7 +94,7 @@ def test_device_that_fails_twice_in_a_row_stops_the_worker(ended: dict[str, Ende
 def test_trainer_that_hangs_is_replaced_and_its_trial_tried_again(ended: dict[str, Ended]) -> None:
     found = ended["hang"]
     assert "no sign of life for" in found.log, found.log
-    assert "goes on from" in found.log
+    assert "resumed: from" in found.log
     assert found.trials[0].state == TrialState.COMPLETE
 
 

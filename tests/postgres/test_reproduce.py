@@ -30,7 +30,7 @@ from hpo.cli import main
 from hpo.config import CONFIRM, SEED, StudyFile, searched, trial_config
 from hpo.confirmed import CONFIRMED
 from hpo.study import COPIED, OVERRIDES, create_study, open_study, parameters_of
-from hpo.worker import _record
+from hpo.trial_run import record as record_outcome
 from objectives.evaluation import METRICS
 from objectives.finetune import Result, finetune
 from objectives.progress import Progress, Verdict
@@ -119,7 +119,7 @@ def record(desk: Desk, file: StudyFile, parameters: dict[str, Any], stop_at: int
 
     config = trial_config(file, parameters_of(trial), trial.number)
     result = finetune(config, report).result
-    _record(study, file, trial._trial_id, {"event": "result", **asdict(result)})
+    record_outcome(study, file, trial._trial_id, {"event": "result", **asdict(result)})
     return result
 
 

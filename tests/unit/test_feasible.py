@@ -17,7 +17,7 @@ from hpo.export import export
 from hpo.feasible import best_trials, floors_of
 from hpo.proposals import make_sampler
 from hpo.study import BASELINE, COPIED
-from hpo.worker import _record
+from hpo.trial_run import record
 from objectives.evaluation import METRICS
 from search_spaces.space import FloatRange, IntRange, suggest
 
@@ -164,7 +164,7 @@ def tell(study: optuna.Study, file: StudyFile, spearman: float, **changed: Any) 
         trial.set_user_attr(BASELINE, recipe)
     scores = {metric: changed.pop(metric, spearman) for metric in METRICS}
     message = {"event": "result", "stop_reason": "completed", "scores": scores, **COSTS}
-    _record(study, file, trial._trial_id, message | changed)
+    record(study, file, trial._trial_id, message | changed)
     return study.get_trials()[trial.number]
 
 
@@ -200,7 +200,7 @@ def test_sampler_stays_away_from_what_costs_too_much(seed: int) -> None:
             epochs = int(suggest(searched(file), trial)["epochs"])
             scores = dict.fromkeys(METRICS, epochs / 20)
             message = {"event": "result", "stop_reason": "completed", "scores": scores, "train_s": epochs}
-            _record(study, file, trial._trial_id, message)
+            record(study, file, trial._trial_id, message)
             drawn.append(epochs > 12)
         return sum(drawn[12:]) / len(drawn[12:])
 
