@@ -9,9 +9,11 @@ from typing import Annotated
 
 import typer
 
+from hpo.log import LogFormat
 from hpo.result_commands import results
 from hpo.subcommands import StudyName, db, space
 from hpo.subcommands import study as study_group
+from hpo.subcommands import workers as workers_group
 
 app = typer.Typer(
     name="hpo",
@@ -25,7 +27,10 @@ app.add_typer(results)
 app.add_typer(db, name="db")
 app.add_typer(space, name="space")
 app.add_typer(study_group, name="study")
+app.add_typer(workers_group, name="workers")
 
+ShareGpu = Annotated[bool, typer.Option("--share-gpu", help="Even if another study's worker has the GPU.")]
+Format = Annotated[LogFormat, typer.Option("--log-format", help="Of the log: lines of text, or of JSON.")]
 StudyPath = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Study file.")]
 
 
@@ -64,12 +69,11 @@ def create(study_file: StudyPath) -> None:
 
 
 @app.command()
-def worker(study: StudyName) -> None:
-    """Work on a study until it is finished. Start as many as you have GPUs, on any box.
+def worker(study: StudyName, share_gpu: ShareGpu = False, log_format: Format = LogFormat.text) -> None:
+    """Work on a study until it is finished: one agent, on one GPU. `hpo launch` starts one for each GPU of a box.
 
     Example: hpo worker demo
     """
-    import logging
     import os
     import signal
 
@@ -79,10 +83,30 @@ def worker(study: StudyName) -> None:
         signal.signal(number, lambda *_: os._exit(Interrupted.exit_code))
 
     from hpo.connect import storage_url
+    from hpo.log import configure, in_log
     from hpo.worker import work
 
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
-    raise typer.Exit(work(storage_url(), study))
+    configure(log_format)
+    raise typer.Exit(in_log(log_format, lambda: work(storage_url(), study, share_gpu=share_gpu)))
+
+
+@app.command()
+def launch(
+    study: StudyName,
+    gpus: Annotated[str | None, typer.Option(help="all, or numbers as nvidia-smi has them: 0,1. Default all.")] = None,
+    per_gpu: Annotated[int | None, typer.Option(min=1, help="Workers on each GPU; default 1.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Workers in all; default 2 without a GPU.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", help="Folder for logs; default runs/STUDY.")] = None,
+    share_gpu: ShareGpu = False,
+    log_format: Format = LogFormat.text,
+) -> None:
+    """Work on a study with a worker for each GPU of this box; those that are cut short are started again.
+
+    Example: hpo launch demo --gpus 0,1
+    """
+    from hpo.launch import launch as launch_workers
+
+    launch_workers(study, gpus, per_gpu, workers, out, share_gpu=share_gpu, log_format=log_format)
 
 
 @app.command()
@@ -152,6 +176,17 @@ def dashboard(port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0
     serve(port)
 
 
+@app.command()
+def doctor(study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Also of this study.")] = None) -> None:
+    """Look whether this box is fit for work: database, TLS, role, clock, disk, memory, GPU, model, data set.
+
+    Example: hpo doctor demo
+    """
+    from hpo.doctor import examine
+
+    examine(study)
+
+
 @app.command("check-data")
 def check_data(
     path: Annotated[str, typer.Argument(metavar="INCIDENTS|STUDY.yaml", help="Export, or study file that names one.")],
@@ -202,24 +237,12 @@ def demo_data(
 
 def main() -> None:
     """Errors that carry an exit code end with their sentence; any other is a defect and shows its trace."""
+    from hpo.errors import in_words
+
     try:
         app()
     except Exception as error:
-        message, code = _explained(error)
-        print(f"hpo: {message}", file=sys.stderr)
-        sys.exit(code)
-
-
-def _explained(error: Exception) -> tuple[str, int]:
-    if code := getattr(error, "exit_code", None):
-        return str(error), code
-    import psycopg2
-
-    from hpo.errors import Interrupted
-    from storage.engine import LOST, StorageError
-
-    if isinstance(error, psycopg2.Error):
-        return f"PostgreSQL refuses: {str(error).partition(chr(10))[0]}", StorageError.exit_code
-    if isinstance(error, LOST):
-        return "lost the database; run the same command again when it is back", Interrupted.exit_code
-    raise error
+        if (words := in_words(error)) is None:
+            raise
+        print(f"hpo: {words[0]}", file=sys.stderr)
+        sys.exit(words[1])

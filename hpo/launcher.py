@@ -128,8 +128,9 @@ def _tend(agent: Agent, start: Callable[[Agent], subprocess.Popen[bytes]]) -> No
 
 def _start(agent: Agent, name: str, url: URL, launch: str, options: Sequence[str]) -> subprocess.Popen[bytes]:
     # The URL goes by the environment, which only this user can read; arguments are open to everybody on the box.
+    # As it was given: a password that came from a file stays there.
     environment = os.environ | {
-        "HPO_STORAGE": url.render_as_string(hide_password=False),
+        "HPO_STORAGE": os.environ.get("HPO_STORAGE") or url.render_as_string(hide_password=False),
         "HPO_SLOT": agent.slot.name,
         "HPO_LAUNCH": launch,
     }

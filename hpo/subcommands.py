@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-db = typer.Typer(help="The embedded PostgreSQL, used when HPO_STORAGE is not set.", no_args_is_help=True)
+db = typer.Typer(help="The embedded PostgreSQL, and the tables and roles of a shared one.", no_args_is_help=True)
 space = typer.Typer(help="What is searched.", no_args_is_help=True)
+workers = typer.Typer(help="Who works where, and sending the workers of a box away.", invoke_without_command=True)
 study = typer.Typer(help="Pause a study, let it go on, or for longer.", no_args_is_help=True)
 
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study in the database.")]
@@ -46,6 +48,67 @@ def db_url() -> None:
     from storage import embedded
 
     print(embedded.url(embedded.default_home()))
+
+
+PasswordFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Holds the role's password, alone.")]
+
+
+@db.command("init")
+def db_init(worker_password_file: PasswordFile = None, reader_password_file: PasswordFile = None) -> None:
+    """Make the tables, and the roles hpo_worker and hpo_reader, in the database of HPO_STORAGE, as its owner.
+
+    Example: hpo db init --worker-password-file worker.txt
+    """
+    from hpo.database import init
+
+    init(worker_password_file, reader_password_file)
+
+
+@db.command("upgrade")
+def db_upgrade() -> None:
+    """Bring the tables up to this release, ours and Optuna's, as their owner, while no worker runs.
+
+    Example: hpo db upgrade
+    """
+    from hpo.database import upgrade
+
+    upgrade()
+
+
+@db.command("fence")
+def db_fence() -> None:
+    """After a restore: leases given out before count no more, and trials that ran then wait. Start workers after it.
+
+    Example: hpo db fence
+    """
+    from hpo.database import fence
+
+    fence()
+
+
+@workers.callback()
+def workers_list(
+    context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False
+) -> None:
+    """List the workers of all boxes and studies: what they do, when they were last heard of, trials done and failed.
+
+    Example: hpo workers
+    """
+    from hpo.workers import print_workers
+
+    if context.invoked_subcommand is None:
+        print_workers(as_json=as_json)
+
+
+@workers.command("drain")
+def workers_drain(host: Annotated[str, typer.Argument(metavar="HOST", help="As `hpo workers` lists it.")]) -> None:
+    """Have all workers of a box give their trials back at a checkpoint and leave; returns when they have.
+
+    Example: hpo workers drain gpu-box-3
+    """
+    from hpo.workers import drain
+
+    drain(host)
 
 
 @space.command("show")

@@ -88,9 +88,12 @@ def _work(
     _stop_on_signals(trainer)
     is_drained = threading.Event()
 
-    def drain() -> None:  # from the keeper's thread; the signal's handler runs in the main one
-        is_drained.set()
-        logger.info("this box is drained: the trial in hand is given back")
+    def drain(is_known: bool) -> None:  # from the keeper's thread; the signal's handler runs in the main one
+        if is_known:
+            is_drained.set()
+            logger.info("this box is drained: the trial in hand is given back")
+        else:
+            logger.warning("the database knows this worker no more, as after a restore; it is to begin anew")
         os.kill(os.getpid(), signal.SIGTERM)
 
     keeper = Keeper(storage, url, study._study_id, file.lease_s, own_name, drain)

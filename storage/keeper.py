@@ -31,9 +31,11 @@ class Keeper:
         study_id: int,
         lease_s: float,
         worker: str = "",
-        on_drain: Callable[[], None] = lambda: None,
+        on_drain: Callable[[bool], None] = lambda is_known: None,
     ) -> None:
-        """`worker` as it is registered, if it is; `on_drain` is called from the thread, once, when it is to leave."""
+        """`worker` as it is registered, if it is. `on_drain` is called from the thread, once, when it is to leave: as it
+        was told to, or as nobody knows it any more.
+        """
         self._storage = storage
         self._worker, self._on_drain = worker, on_drain
         self._is_drained = False
@@ -85,6 +87,6 @@ class Keeper:
             if claim is not None and not is_held and self._claim is claim:
                 self._claim = None
                 self._on_lost()
-        if drain and not self._is_drained:
+        if drain is not False and self._worker and not self._is_drained:
             self._is_drained = True
-            self._on_drain()
+            self._on_drain(drain is not None)

@@ -15,13 +15,15 @@ from sqlalchemy import Connection as Transaction
 from storage.connection import Connection, Unavailable
 from storage.engine import StorageError, explained, label, open_engine, open_rdb_storage
 
-FILES = ("schema.sql", *(f"schema_{version}.sql" for version in range(2, 7)))  # each leads to the next version
+FILES = ("schema.sql", *(f"schema_{version}.sql" for version in range(2, 8)))  # each leads to the next version
 VERSION = len(FILES)
 OPTUNA_REVISION = "v3.2.0.a"  # of Optuna's tables, for which they are written
 CREATION_LOCK = 0x68706F
 START_PATIENCE_S = 15.0
 FOUND = """SELECT version, made_by, (SELECT version_num FROM public.alembic_version),
     current_setting('transaction_isolation') FROM incident_hpo.version"""
+WORKER_ROLES = ("hpo_worker", "hpo_reader")
+ROLES_THERE = "SELECT count(*) FROM pg_roles WHERE rolname = ANY(:names)"
 STAMP = """INSERT INTO incident_hpo.version (version, made_by) VALUES (%s, %s)
 ON CONFLICT (only_row) DO UPDATE SET version = excluded.version, made_by = excluded.made_by"""
 HELD = "SELECT count(*) FROM incident_hpo.leases WHERE held AND expires > clock_timestamp()"
@@ -89,6 +91,29 @@ def _bring_up_to_date(url: URL, transaction: Transaction, found: Found | None) -
     for name in FILES[found.version if found else 0 :]:
         cursor.execute(files("storage").joinpath(name).read_text())
     cursor.execute(STAMP, (VERSION, f"incident-hpo=={release('incident-hpo')} optuna=={release('optuna')}"))
+    if transaction.execute(text(ROLES_THERE), {"names": list(WORKER_ROLES)}).scalar() == len(WORKER_ROLES):
+        grant(transaction)
+
+
+def grant(transaction: Transaction) -> None:
+    """Of the roles in storage/roles.py."""
+    transaction.connection.cursor().execute(files("storage").joinpath("grants.sql").read_text())
+
+
+def upgrade(url: URL) -> tuple[int | None, int]:
+    """Optuna's tables and ours, by their owner; from which version to which. Raises StorageError."""
+    connection = Connection(url)
+    try:
+        before = _found(connection)
+        if before is None or before.optuna_revision != OPTUNA_REVISION:
+            with explained(url):
+                optunas = open_rdb_storage(url, make_tables=True, any_revision=True)
+                optunas.upgrade()
+                optunas.engine.dispose()
+        ensure_schema(url, connection)
+    finally:
+        connection.close()
+    return before.version if before else None, VERSION
 
 
 def _make_optunas(url: URL, transaction: Transaction) -> None:

@@ -29,14 +29,14 @@ BEGIN
 END $$;
 
 
--- A sign of life; whether the worker is to leave.
+-- A sign of life; whether the worker is to leave. NULL: nobody knows it, as after a restore.
 CREATE FUNCTION incident_hpo.sign_v1(p_worker text)
 RETURNS bool LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     drained bool;
 BEGIN
     UPDATE incident_hpo.workers SET seen = clock_timestamp() WHERE worker = p_worker RETURNING drain INTO drained;
-    RETURN coalesce(drained, false);
+    RETURN drained;
 END $$;
 
 

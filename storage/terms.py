@@ -14,7 +14,7 @@ REOPEN = """UPDATE incident_hpo.studies
 SET begun = begun + (clock_timestamp() - ended_at), ended = NULL, ended_at = NULL
 WHERE study_id = %s AND ended IS NOT NULL"""
 READ = "SELECT * FROM incident_hpo.terms_v1(%s)"
-END = "UPDATE incident_hpo.studies SET ended = %s, ended_at = clock_timestamp() WHERE study_id = %s AND ended IS NULL"
+END = "SELECT incident_hpo.end_v1(%s, %s)"
 PAUSE = "UPDATE incident_hpo.studies SET paused = clock_timestamp() WHERE study_id = %s AND paused IS NULL"
 RESUME = """UPDATE incident_hpo.studies SET begun = begun + (clock_timestamp() - paused), paused = NULL
 WHERE study_id = %s AND paused IS NOT NULL"""
@@ -47,7 +47,7 @@ def read(ask: Ask, study_id: int) -> Terms | None:
 
 def end(ask: Ask, study_id: int, reason: str) -> None:
     """No trial is started any more; the first reason stays."""
-    ask(END, (reason, study_id))
+    ask(END, (study_id, reason))
 
 
 def pause(ask: Ask, study_id: int) -> None:

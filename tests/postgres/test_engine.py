@@ -19,7 +19,7 @@ Query = Callable[..., list[tuple[object, ...]]]
 SECRET = "p%41{x}@:/ä"
 VERSION = "SELECT version FROM incident_hpo.version"
 OURS = """SELECT 'column', table_name::text, column_name::text, data_type::text FROM information_schema.columns
-WHERE table_schema = 'incident_hpo' UNION ALL SELECT 'function', proname::text, prosrc, '' FROM pg_proc
+WHERE table_schema = 'incident_hpo' UNION ALL SELECT 'function', proname::text, prosrc, prosecdef::text FROM pg_proc
 WHERE pronamespace = 'incident_hpo'::regnamespace ORDER BY 1, 2, 3"""
 OPEN = """
 from hpo.connect import storage_url
@@ -153,7 +153,7 @@ def test_tables_of_an_earlier_release_are_brought_up_to_date_once_no_worker_runs
     earlier: URL, database: URL, query: Query, rows: Callable[[URL], dict[str, list[str]]]
 ) -> None:
     before = rows(earlier)
-    with pytest.raises(StorageError, match=r"schema 1, here 6\) while workers run 1 of its trials; stop them"):
+    with pytest.raises(StorageError, match=r"schema 1, here 7\) while workers run 1 of its trials; stop them"):
         PostgresStorage(earlier)
     assert (rows(earlier), query(earlier, VERSION)) == (before, [(1,)])
     query(earlier, "UPDATE incident_hpo.leases SET expires = clock_timestamp()")
