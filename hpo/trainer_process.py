@@ -43,7 +43,7 @@ Verdict = str
 OnStart = Callable[[int, int, list[tuple[int, float]]], None]
 OnReport = Callable[[int, float, dict[str, float]], Verdict]
 STOP_S = 8.0  # from being asked to stop until the trainer is killed
-KILL_S = 20.0  # from SIGTERM to SIGKILL for one that hangs
+KILL_S = 20.0  # from SIGKILL until the kernel has ended it
 SLOWER = 10  # a step so many times as long as the longest before is a hang
 
 
@@ -165,12 +165,9 @@ class TrainerProcess:
                     raise EOFError
                 self._received += more
             else:
-                self._end_hung(process, wait_s)
+                self._end_hung(wait_s)
 
-    def _end_hung(self, process: subprocess.Popen[bytes], wait_s: float) -> None:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(KILL_S)
+    def _end_hung(self, wait_s: float) -> None:
         self.discard()
         raise TrainerDied(f"the trainer gave no sign of life for {wait_s:.0f} s (deadlines: in the study file)")
 

@@ -131,11 +131,11 @@ def _end_with_launcher() -> None:
 
 
 def _stop_on_signals(trainer: TrainerProcess) -> None:
-    """The first signal stops the trainer, so that the trial is given back; a second one leaves at once."""
+    """The first signal stops the trainer, so that the trial is given back; a second Ctrl-C leaves at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for either in STOP_SIGNALS:
-            signal.signal(either, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends two within milliseconds where there is no grace
         trainer.stop()
 
     for either in STOP_SIGNALS:

@@ -82,6 +82,7 @@ class Pipe:
 def main() -> None:
     with suppress(AttributeError):  # where there is no prctl
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a loop in C hears of no other end of its worker
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm tells every process of a step; here the worker's word counts
     pipe = Pipe()
     gc.freeze()  # what the libraries loaded stays, and collecting is quick
     while True:

@@ -215,6 +215,23 @@ def test_second_signal_makes_a_worker_leave_at_once(make: Make) -> None:
     assert time.monotonic() - sent < 2  # its trainer loads for longer, and hears of the first signal only then
 
 
+def test_step_whose_every_process_is_told_twice_to_stop_leaves_its_trial_at_a_checkpoint(make: Make) -> None:
+    """As Slurm does where a partition gives no grace."""
+    campaign = make(replace(STATIC, trials=1, every_s=3600), "step")
+    campaign.start(1, STATIC.step_s)
+    entry = next(entry for entry in campaign.follow() if (entry.position or 0) >= 10)
+    os.kill(entry.trainer, signal.SIGTERM)
+    campaign.worker(entry.worker).terminate()
+    while is_caught(entry.worker, signal.SIGTERM):
+        assert campaign.alive(), campaign.logs()
+    campaign.worker(entry.worker).terminate()
+    assert campaign.join(STOP_S) == [GIVEN_BACK], campaign.logs()
+    campaign.start(1, step_s=0)
+    assert campaign.join() == [GIVEN_BACK, 0], campaign.logs()
+    (runs,) = campaign.runs().values()
+    assert [run[0] for run in runs] == [0, runs[0][-1] + 1]
+
+
 def is_caught(pid: int, number: signal.Signals) -> bool:
     """Whether the process still has a handler of its own for the signal."""
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
