@@ -33,8 +33,8 @@ class Keeper:
         worker: str = "",
         on_drain: Callable[[bool], None] = lambda is_known: None,
     ) -> None:
-        """`worker` as it is registered, if it is. `on_drain` is called from the thread, once, when it is to leave: as it
-        was told to, or as nobody knows it any more.
+        """`worker` as it is registered, if it is. `on_drain` is called from the thread, once, when it is to leave:
+        as it was told to, or as nobody knows it any more.
         """
         self._storage = storage
         self._worker, self._on_drain = worker, on_drain
