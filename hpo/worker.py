@@ -106,6 +106,8 @@ def _work(
         return 0 if is_drained.is_set() else code
     except KeyError:
         if terms.read(storage.ask, study._study_id) is not None:
+            if not workers.is_known(storage.ask, own_name):
+                raise Interrupted("the database was restored from before this worker's trial; begin anew") from None
             raise
         raise InputError(f"study {file.name!r} was deleted while this worker ran; its trial is gone with it") from None
     finally:

@@ -8,6 +8,7 @@ from storage.studies import Ask
 
 # Each may be sent again: the second time it changes nothing more.
 REGISTER = "SELECT incident_hpo.register_v1(%s, %s, %s, %s, %s, %s)"
+SIGN = "SELECT incident_hpo.sign_v1(%s)"
 LEAVE = "SELECT incident_hpo.leave_v1(%s, %s)"
 LIST = "SELECT * FROM incident_hpo.workers_v1(%s)"
 DRAIN = "SELECT incident_hpo.drain_v1(%s)"
@@ -51,6 +52,11 @@ def register(ask: Ask, worker: str, study_id: int, place: Place) -> bool:
     """Whether it is to leave at once."""
     rows = ask(REGISTER, (worker, study_id, place.host, place.slot, place.device, place.launch))
     return bool(rows[0][0])
+
+
+def is_known(ask: Ask, worker: str) -> bool:
+    """Not after the database was restored and fenced."""
+    return ask(SIGN, (worker,))[0][0] is not None
 
 
 def leave(ask: Ask, worker: str, code: int) -> None:
