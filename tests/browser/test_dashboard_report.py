@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import optuna
-import psutil
 import pytest
 from optuna.artifacts import get_all_artifact_meta, upload_artifact
 from sqlalchemy import URL
@@ -23,7 +18,7 @@ from hpo.publish import publish
 from hpo.study import open_study, ours
 from storage.artifacts import PostgresArtifacts
 from storage.native import PostgresStorage
-from tests.browser.test_dashboard import answer, start
+from tests.browser.served import Served, serving
 from tests.recorded import CURVES, EARLY, FAILED, PRUNED, WHY, make_recorded_study
 
 if TYPE_CHECKING:
@@ -77,21 +72,20 @@ def study(database: URL) -> optuna.Study:
 
 
 @pytest.fixture
-def site(database: URL, study: optuna.Study) -> Iterator[str]:
-    """Where the dashboard serves the study's pages."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    process = start(database, port)
-    assert process.stdout.readline().startswith(f"http://127.0.0.1:{port}/")
-    yield f"http://127.0.0.1:{port}/dashboard/studies/{study._study_id}"
-    with suppress(psutil.NoSuchProcess):
-        process.kill()
-    process.communicate()
+def served(database: URL, study: optuna.Study) -> Iterator[Served]:
+    with serving(database) as found:
+        yield found
 
 
 @pytest.fixture
-def open_page(tmp_path: Path, chromium: dict[str, Any]) -> Iterator[Open]:
-    """open_page(width): of a Chromium with a profile of its own; at the end its console must be empty."""
+def site(served: Served, study: optuna.Study) -> str:
+    """Where the dashboard serves the study's pages."""
+    return f"{served.origin}/dashboard/studies/{study._study_id}"
+
+
+@pytest.fixture
+def open_page(served: Served, chromium: dict[str, Any]) -> Iterator[Open]:
+    """open_page(width): of a Chromium that holds the token; at the end its console must be empty."""
     from playwright.sync_api import sync_playwright
 
     complaints = list[str]()
@@ -102,6 +96,7 @@ def open_page(tmp_path: Path, chromium: dict[str, Any]) -> Iterator[Open]:
             page = browser.new_page(viewport={"width": width, "height": 900})
             page.on("console", lambda message: complaints.append(message.text))
             page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.goto(f"{served.origin}/?token={served.token}")
             return page
 
         yield make
@@ -109,13 +104,11 @@ def open_page(tmp_path: Path, chromium: dict[str, Any]) -> Iterator[Open]:
     assert complaints == []
 
 
-def fetched(site: str, path: str) -> tuple[dict[str, str], bytes]:
+def fetched(served: Served, path: str) -> tuple[dict[str, str], bytes]:
     """Headers and content of what a page of another origin asks for."""
-    with closing(HTTPConnection(urlsplit(site).netloc, timeout=60)) as connection:
-        connection.request("GET", path, headers={"Origin": "http://elsewhere.example"})
-        response = connection.getresponse()
-        assert response.status == 200
-        return {name.lower(): value for name, value in response.getheaders()}, response.read()
+    reply = served.ask("GET", path, headers={"Origin": "http://elsewhere.example"}, cookie=served.cookie_of())
+    assert reply.status == 200
+    return reply.headers, reply.content
 
 
 def box_of(locator: Locator) -> FloatRect:
@@ -168,13 +161,13 @@ def test_best_file_is_downloaded_with_equal_bytes(site: str, open_page: Open, wi
 
 
 def test_artifact_that_calls_itself_a_page_is_saved_not_shown(
-    site: str, open_page: Open, study: optuna.Study, tmp_path: Path
+    served: Served, site: str, open_page: Open, study: optuna.Study, tmp_path: Path
 ) -> None:
     (tmp_path / "page.html").write_bytes(SCRIPT)
     store = PostgresArtifacts(ours(study).ask, study._study_id)
     hostile = upload_artifact(artifact_store=store, file_path=str(tmp_path / "page.html"), study_or_trial=study)
     url = f"/artifacts/{study._study_id}/{hostile}"
-    headers, content = fetched(site, url)
+    headers, content = fetched(served, url)
     assert content == SCRIPT
     assert headers["content-disposition"] == "attachment"
     assert headers["x-content-type-options"] == "nosniff"
@@ -187,25 +180,25 @@ def test_artifact_that_calls_itself_a_page_is_saved_not_shown(
     assert page.title() == "Optuna Dashboard"
 
 
-def test_artifacts_cannot_be_changed_through_it(site: str, study: optuna.Study) -> None:
+def test_artifacts_cannot_be_changed_through_it(served: Served, study: optuna.Study) -> None:
     (meta,) = get_all_artifact_meta(study, storage=study._storage)
-    port, path = int(urlsplit(site).port or 0), f"/api/artifacts/{study._study_id}"
-    file = json.dumps({"file": "data:text/plain;base64,bWluZQ==", "filename": "best.yaml"})
-    assert answer(port, "POST", path, file)[0] == 500
-    assert answer(port, "DELETE", f"{path}/{meta.artifact_id}")[0] == 500
-    assert answer(port, "DELETE", f"/api/studies/{study._study_id}", "{}")[0] == 500
+    path, cookie = f"/api/artifacts/{study._study_id}", served.cookie_of()
+    file = {"file": "data:text/plain;base64,bWluZQ==", "filename": "best.yaml"}
+    assert served.ask("POST", path, file, cookie=cookie).status == 403
+    assert served.ask("DELETE", f"{path}/{meta.artifact_id}", cookie=cookie).status == 403
+    assert served.ask("DELETE", f"/api/studies/{study._study_id}", {}, cookie=cookie).status == 403
     assert get_all_artifact_meta(study, storage=study._storage) == [meta]
-    assert fetched(site, f"/artifacts/{study._study_id}/{meta.artifact_id}")[1] == BEST.encode()
+    assert fetched(served, f"/artifacts/{study._study_id}/{meta.artifact_id}")[1] == BEST.encode()
 
 
-def test_large_artifact_comes_whole(site: str, study: optuna.Study) -> None:
+def test_large_artifact_comes_whole(served: Served, study: optuna.Study) -> None:
     content = bytes(range(256)) * (16 << 12)
     (meta,) = get_all_artifact_meta(study, storage=study._storage)
     PostgresArtifacts(ours(study).ask, study._study_id).write(meta.artifact_id, io.BytesIO(content))
-    assert fetched(site, f"/artifacts/{study._study_id}/{meta.artifact_id}")[1] == content
+    assert fetched(served, f"/artifacts/{study._study_id}/{meta.artifact_id}")[1] == content
 
 
-def test_study_with_notes_on_thousands_of_trials_is_answered_at_once(site: str, database: URL) -> None:
+def test_study_with_notes_on_thousands_of_trials_is_answered_at_once(served: Served, database: URL) -> None:
     """By itself optuna-dashboard compares each trial with each note: 10 s for so many."""
     study, _ = open_study(PostgresStorage(database), "servicedesk")
     template = study.get_trials(deepcopy=False)[PRUNED]
@@ -213,9 +206,8 @@ def test_study_with_notes_on_thousands_of_trials_is_answered_at_once(site: str, 
         study._storage.create_new_trial(study._study_id, template)
     publish(study, REPORT, FIGURES, BEST)
     path = f"/api/studies/{study._study_id}"
-    fetched(site, path)  # the trials are read once
     started = time.monotonic()
-    answered = json.loads(fetched(site, path)[1])
+    answered = json.loads(fetched(served, path)[1])
     assert time.monotonic() - started < 4
     assert answered["trials"][PRUNED]["note"]["body"].startswith("pruned, ")
     assert [trial["note"]["body"] for trial in answered["trials"][-2:]] == [
