@@ -31,6 +31,7 @@ app.add_typer(workers_group, name="workers")
 
 ShareGpu = Annotated[bool, typer.Option("--share-gpu", help="Even if another study's worker has the GPU.")]
 Format = Annotated[LogFormat, typer.Option("--log-format", help="Of the log: lines of text, or of JSON.")]
+LOOPBACK = "127.0.0.1"
 StudyPath = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Study file.")]
 
 
@@ -166,14 +167,38 @@ def prune_audit(
 
 
 @app.command()
-def dashboard(port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 8080) -> None:
-    """Serve optuna-dashboard, read-only, on 127.0.0.1.
+def dashboard(
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+    host: Annotated[
+        str, typer.Option(help="Address to serve on; others than this machine's need --access.")
+    ] = LOOPBACK,
+    access: Annotated[Path | None, typer.Option(metavar="FILE", help="Who may log in; else a token lets in.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="Let those change notes, trials, studies who may.")] = False,
+) -> None:
+    """Serve optuna-dashboard to those who may see it; read-only unless --write is given.
 
-    Example: hpo dashboard --port 8080
+    Example: hpo dashboard --access access.yaml --write
     """
     from hpo.dashboard import serve
 
-    serve(port)
+    serve(port, host, access, write=write)
+
+
+@app.command("dashboard-user")
+def dashboard_user(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose password is asked for, or read from a pipe.")],
+    access: Annotated[Path, typer.Option("-f", metavar="FILE", help="Access file to make or change.")],
+    write: Annotated[
+        bool | None, typer.Option("--write/--no-write", help="May change things; default as it is.")
+    ] = None,
+) -> None:
+    """Make a user of the dashboard, or set the password anew.
+
+    Example: hpo dashboard-user anna --write -f access.yaml
+    """
+    from hpo.access import make_user
+
+    make_user(access, name, write=write)
 
 
 @app.command()

@@ -1,56 +1,55 @@
-"""What people see in the terminal: the live view of a study and the table at its end. Right at 80 columns."""
+"""What people see in the terminal: a study in one line, and the table at its end. Right at 80 columns."""
 
 from __future__ import annotations
 
+import os
 import sys
+from io import TextIOWrapper
 
-from optuna.trial import TrialState
 from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.progress_bar import ProgressBar
+from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from hpo.status import Comparison, Snapshot
-from hpo.study import BASELINE
 
 PIPED_WIDTH = 80
 
 
 def make_console() -> Console:
-    """80 columns when piped, so that a log reads like a terminal; nothing in a name is taken for markup."""
-    width = None if sys.stdout.isatty() else PIPED_WIDTH
-    return Console(highlight=False, markup=False, emoji=False, width=width)
+    """80 columns when piped, so that a log reads like a terminal; nothing in a name is taken for markup.
+
+    What the encoding lacks is shown as a question mark. A terminal is asked for its size: COLUMNS may be an old one.
+    """
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    if not sys.stdout.isatty():
+        return Console(highlight=False, markup=False, emoji=False, width=PIPED_WIDTH, force_terminal=False)
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    return Console(highlight=False, markup=False, emoji=False, _environ=environment)
 
 
 def status_line(snapshot: Snapshot) -> str:
-    counts = snapshot.counts
-    parts = [f"{snapshot.study}: {snapshot.finished}/{snapshot.budget} trials", f"{counts['running']} running"]
-    parts += [f"{counts[state]} {state}" for state in ("pruned", "failed") if counts[state]]
+    found = dict(zip(snapshot.counts, counts_in_words(snapshot), strict=True))
+    parts = [f"{snapshot.study}: {snapshot.finished}/{snapshot.budget} trials", found["running"]]
+    parts += [found[state] for state in ("pruned", "failed") if snapshot.counts[state]]
     if snapshot.best_spearman is not None:
-        parts.append(f"best {snapshot.best_spearman:.3f} (trial {snapshot.best_trial})")
+        parts.append(best_in_words(snapshot))
     if snapshot.time_left_s is not None and snapshot.finished < snapshot.budget:
         parts.append(f"{duration(snapshot.time_left_s)} left")
     return ", ".join(parts)
 
 
-def live_view(snapshot: Snapshot) -> RenderableType:
-    """A bar, the status line, and one line for each running trial."""
-    bar = Table.grid(expand=True)  # a bare ProgressBar ends without a line break
-    bar.add_row(ProgressBar(total=snapshot.budget, completed=snapshot.finished))
-    paused = [Text(snapshot.paused)] if snapshot.paused else []
-    return Group(bar, Text(status_line(snapshot), no_wrap=True, overflow="ellipsis"), *running_lines(snapshot), *paused)
+def counts_in_words(snapshot: Snapshot) -> list[str]:
+    """One for each count."""
+    of_these = {"pruned": f" ({snapshot.infeasible} infeasible)"} if snapshot.infeasible else {}
+    return [f"{count} {state}{of_these.get(state, '')}" for state, count in snapshot.counts.items()]
 
 
-def running_lines(snapshot: Snapshot) -> list[Text]:
-    lines = []
-    for trial in snapshot.trials:
-        if trial.state == TrialState.RUNNING:
-            reports = trial.intermediate_values
-            last = f"spearman {reports[max(reports)]:.3f} at {max(reports):,} examples" if reports else "starting"
-            name = f"trial {trial.number} {trial.user_attrs.get(BASELINE, '')}".rstrip()
-            lines.append(Text(f"  {name:<20} {last}", no_wrap=True, overflow="ellipsis"))
-    return lines
+def best_in_words(snapshot: Snapshot) -> str:
+    if snapshot.best_spearman is None:
+        return "no best trial yet"
+    baseline = f", {snapshot.best_baseline}" if snapshot.best_baseline else ""
+    return f"best {snapshot.best_spearman:.4f} (trial {snapshot.best_trial}{baseline})"
 
 
 def comparison_table(rows: list[Comparison]) -> Table:

@@ -7,38 +7,37 @@ import logging
 import shutil
 import sys
 import time
-from contextlib import nullcontext, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 from rich.console import Console
-from rich.live import Live
 from sqlalchemy import URL
 
+from hpo import live
 from hpo.config import StudyFile, trial_config
 from hpo.connect import LOOK_PATIENCE_S, storage_url
 from hpo.datasets import cache_folder, to_store
-from hpo.display import comparison_table, live_view, make_console, out_of_reach, running_lines, status_line, verdicts
+from hpo.display import comparison_table, make_console, out_of_reach, verdicts
 from hpo.errors import HpoError
 from hpo.export import export
 from hpo.files import make_folder
 from hpo.launcher import default_workers, run_workers
 from hpo.report_command import publish_report
 from hpo.status import Snapshot, compare, take_snapshot
+from hpo.status_json import as_json as status_as_json
 from hpo.study import DATA, create_study, open_study
 from hpo.study_file import read_study_file
 from objectives.config import TrialConfig
 from objectives.data import Data, load_data, needs_model, train_pairs
 from objectives.evaluation import ceilings
 from objectives.statistics import statistics
-from storage.connection import Unavailable
 from storage.native import PostgresStorage
 
 logger = logging.getLogger(__name__)
 
-WATCH_S = 2.0
 PUBLISH_S = 60.0  # between two reports in the dashboard while a study runs
 
 
@@ -103,55 +102,35 @@ def open_by_name(name: str) -> tuple[optuna.Study, StudyFile]:
 
 def print_status(name: str, *, watch: bool, as_json: bool) -> None:
     study, file = open_by_name(name)
-    console = make_console()
-    snapshot = take_snapshot(study, file)
     if as_json:
-        print(json.dumps(_as_json(snapshot), allow_nan=False))
+        print(json.dumps(status_as_json(take_snapshot(study, file)), allow_nan=False))
         return
-    if watch and console.is_terminal:
-        with suppress(KeyboardInterrupt):
-            _watch(console, study, file)
-        snapshot = take_snapshot(study, file)
-    why = [text for text in (snapshot.paused, snapshot.ended and f"ended: {snapshot.ended}") if text]
-    console.print(status_line(snapshot), *running_lines(snapshot), *why, sep="\n", soft_wrap=True)
+    console = make_console()
+    snapshot = live.watch(console, study, file) if watch else take_snapshot(study, file)
+    if snapshot is None:  # stopped before there was anything to see
+        return
+    live.print_once(console, snapshot)
     if rows := compare(snapshot, file):
         console.print(comparison_table(rows))
 
 
-def _watch(console: Console, study: optuna.Study, file: StudyFile) -> None:
-    """Returns when the study is finished."""
-    with Live(console=console, transient=True) as live:
-        while not (snapshot := take_snapshot(study, file)).is_over:
-            live.update(live_view(snapshot))
-            time.sleep(WATCH_S)
-
-
 def work_in_view(console: Console, url: URL, file: StudyFile, study: optuna.Study, workers: int, folder: Path) -> None:
-    """A live view in a terminal; in a pipe a line whenever a trial has ended."""
-    printed, published = -1, time.monotonic()
-    live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+    """A live view in a terminal; elsewhere a line for each trial that is recorded."""
+    published = time.monotonic()
 
-    def refresh() -> None:
-        nonlocal printed, published
-        snapshot = take_snapshot(study, file)
-        if live is not None:
-            live.update(live_view(snapshot))
-        elif snapshot.finished > printed:
-            printed = snapshot.finished
-            console.print(status_line(snapshot), soft_wrap=True)
-        if time.monotonic() - published > PUBLISH_S and snapshot.finished:
+    def run(look: Callable[[], None]) -> None:
+        run_workers(file.name, url, workers, folder / "logs", look)
+
+    def publish(snapshot: Snapshot) -> None:
+        nonlocal published
+        if snapshot.finished and time.monotonic() - published > PUBLISH_S:
             published = time.monotonic()
             try:
                 publish_report(study, file)
             except Exception as error:  # whatever it is, it must not end a search
                 logger.warning("the dashboard's report was not renewed: %s", type(error).__name__)
 
-    def look() -> None:
-        with suppress(Unavailable):  # the workers wait for the database; so does the view
-            refresh()
-
-    with live or nullcontext():
-        run_workers(file.name, url, workers, folder / "logs", look)
+    live.work_in_view(study, file, run, after=publish)
 
 
 def _print_end(console: Console, study: optuna.Study, file: StudyFile, folder: Path) -> None:
@@ -168,16 +147,3 @@ def _print_end(console: Console, study: optuna.Study, file: StudyFile, folder: P
     command = "hpo" if shutil.which("hpo") else sys.argv[0]  # a virtual environment that is not activated
     next_step = f"train it:           {command} train {best} -o {folder / 'model'}"
     console.print(*verdicts(rows), *written, next_step, sep="\n", soft_wrap=True)
-
-
-def _as_json(snapshot: Snapshot) -> dict[str, object]:
-    return {
-        "study": snapshot.study,
-        "budget": snapshot.budget,
-        **snapshot.counts,
-        "best_trial": snapshot.best_trial,
-        "best_spearman": snapshot.best_spearman,
-        "time_left_s": snapshot.time_left_s,
-        "paused": snapshot.paused,
-        "ended": snapshot.ended,
-    }

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from heapq import nlargest
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -10,9 +14,52 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.config import StudyFile
 from hpo.feasible import best_trials
 from hpo.pause import pause_reason
+from hpo.pruning import PLANNED
 from hpo.study import BASELINE, is_baseline, is_copied, ours
 from objectives.evaluation import METRICS
 from storage import terms
+from storage.attempts import Attempt, list_attempts
+from storage.workers import WorkerRow, list_workers
+
+RECENT = 50  # trials, whose mean duration the next ones are expected to take
+HOUR_S = 3600
+# Infeasible trials say why by these words; any other by its own.
+REASONS = {
+    "Collapsed": "its vectors became all alike",
+    "Contradictory": "its parameters contradict each other",
+    "Diverged": "loss or gradients were not finite",
+    "NonFiniteLoss": "the loss was not finite",
+    "OutOfMemory": "out of memory",
+    "TimeLimit": "it took too long",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trial that is running."""
+
+    trial: int
+    baseline: str | None
+    worker: str | None  # None: another program's, a notebook's say
+    attempt: int
+    planned: int | None  # examples
+    curve: tuple[tuple[int, float], ...]  # examples seen and spearman, ascending; finite
+    elapsed_s: float
+
+    @property
+    def examples(self) -> int:
+        return self.curve[-1][0] if self.curve else 0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A trial that could not be trained to its end."""
+
+    trial: int
+    kind: str  # failed, infeasible
+    reason: str
+    worker: str | None
+    at: datetime | None
 
 
 @dataclass(frozen=True)
@@ -26,6 +73,11 @@ class Snapshot:
     trials: tuple[FrozenTrial, ...]
     paused: str | None  # why
     ended: str | None  # why, before its trials were used up
+    best_baseline: str | None = None  # its name, where the best trial is one
+    runs: tuple[Run, ...] = ()
+    failures: tuple[Failure, ...] = ()  # in the order recorded
+    given_back: tuple[Attempt, ...] = ()  # trials that were cut short and wait
+    workers: tuple[WorkerRow, ...] = ()
 
     @property
     def finished(self) -> int:
@@ -34,6 +86,11 @@ class Snapshot:
     @property
     def is_over(self) -> bool:
         return self.finished >= self.budget or self.ended is not None
+
+    @property
+    def infeasible(self) -> int:
+        """Of those that count as pruned."""
+        return sum(failure.kind == "infeasible" for failure in self.failures)
 
 
 @dataclass(frozen=True)
@@ -51,15 +108,19 @@ class Comparison:
 
 
 def take_snapshot(study: optuna.Study, file: StudyFile) -> Snapshot:
+    """Raises Unavailable, and KeyError when the study was deleted."""
+    ask, study_id = ours(study).ask, study._study_id
     trials = tuple(trial for trial in study.get_trials(deepcopy=False) if not is_copied(trial))
-    found = terms.read(ours(study).ask, study._study_id)
+    found, workers = terms.read(ask, study_id), tuple(list_workers(ask, study_id))
+    attempts = {attempt.trial: attempt for attempt in list_attempts(ask, study_id)}
     states = [trial.state for trial in trials]
     best = best_trials(trials, file, 1)
+    runs = tuple(_run_of(t, attempts.get(t.number)) for t in trials if t.state == TrialState.RUNNING)
     counts = {
         "complete": states.count(TrialState.COMPLETE),
         "pruned": states.count(TrialState.PRUNED),
         "failed": states.count(TrialState.FAIL),
-        "running": states.count(TrialState.RUNNING),
+        "running": len(runs),
         "waiting": states.count(TrialState.WAITING),
     }
     return Snapshot(
@@ -68,8 +129,13 @@ def take_snapshot(study: optuna.Study, file: StudyFile) -> Snapshot:
         counts=counts,
         best_trial=best[0].number if best else None,
         best_spearman=best[0].value if best else None,
-        time_left_s=_time_left_s(trials, file.budget.trials),
+        best_baseline=best[0].user_attrs.get(BASELINE) if best else None,
+        time_left_s=_time_left_s(file, trials, runs, workers, found),
         trials=trials,
+        runs=runs,
+        failures=_failures(trials),
+        given_back=tuple(attempt for attempt in attempts.values() if attempt.state == "WAITING"),
+        workers=workers,
         paused=why_paused(study, found),
         ended=found.ended if found else None,
     )
@@ -108,10 +174,74 @@ def why_paused(study: optuna.Study, found: terms.Terms | None) -> str | None:
     return pause_reason(study) or by_hand
 
 
-def _time_left_s(trials: tuple[FrozenTrial, ...], budget: int) -> float | None:
-    """Trials to come, at the mean duration so far, spread over the trials that run now."""
-    durations = [trial.duration.total_seconds() for trial in trials if trial.state.is_finished() and trial.duration]
-    running = sum(trial.state == TrialState.RUNNING for trial in trials)
-    if not durations or not running:
+def _run_of(trial: FrozenTrial, attempt: Attempt | None) -> Run:
+    curve = sorted((step, value) for step, value in trial.intermediate_values.items() if math.isfinite(value))
+    began, planned = trial.datetime_start, trial.user_attrs.get(PLANNED)
+    return Run(
+        trial=trial.number,
+        baseline=trial.user_attrs.get(BASELINE),
+        worker=attempt.worker if attempt else None,
+        attempt=attempt.attempt if attempt else 1,
+        planned=planned if isinstance(planned, int) and planned > 0 else None,
+        curve=tuple(curve),
+        elapsed_s=max((datetime.now() - began).total_seconds(), 0.0) if began else 0.0,
+    )
+
+
+def failure_of(trial: FrozenTrial) -> Failure | None:
+    found = trial.user_attrs
+    if trial.state == TrialState.FAIL:
+        trace = str(found.get("trace", "")).strip().splitlines()
+        kind, reason = "failed", trace[-1] if trace else "no word of why"
+    elif trial.state == TrialState.PRUNED and "reason" in found:
+        name, more = str(found["reason"]), found.get("message")
+        kind, reason = "infeasible", REASONS.get(name, name) + (f": {more}" if more else "")
+    else:
         return None
-    return sum(durations) / len(durations) * max(budget - len(durations), 0) / running
+    return Failure(trial.number, kind, reason, found.get("worker"), trial.datetime_complete)
+
+
+def _failures(trials: Sequence[FrozenTrial]) -> tuple[Failure, ...]:
+    found = [failure for trial in trials if (failure := failure_of(trial)) is not None]
+    return tuple(sorted(found, key=lambda failure: (failure.at or datetime.min, failure.trial)))
+
+
+def _time_left_s(
+    file: StudyFile,
+    trials: Sequence[FrozenTrial],
+    runs: Sequence[Run],
+    workers: Sequence[WorkerRow],
+    found: terms.Terms | None,
+) -> float | None:
+    """The smaller of what its trials, as long as the last ones, and its hours allow; None while nothing runs.
+
+    Workers that hold no trial at this moment count too: they just began, or are between two trials.
+    """
+    if not runs or (found and (found.paused or found.ended)):
+        return None
+    at_work = max(sum(row.ended is None and not row.is_silent and not row.drain for row in workers), len(runs))
+    allowed = []
+    if found and file.budget.hours is not None:
+        allowed.append(file.budget.hours * HOUR_S - found.elapsed_s)
+    if found and file.budget.gpu_hours is not None:
+        allowed.append((file.budget.gpu_hours * HOUR_S - found.device_s) / len(runs))
+    finished = [trial for trial in trials if trial.state.is_finished()]
+    if mean := _mean_s(finished):
+        rests = [_rest_s(run, mean) for run in runs]
+        to_begin = max(file.budget.trials - len(finished) - len(runs), 0)
+        allowed.append(max((to_begin * mean + sum(rests)) / at_work, *rests))
+    return max(min(allowed), 0.0) if allowed else None
+
+
+def _rest_s(run: Run, mean_s: float) -> float:
+    """Of its plan, for a baseline, which is never pruned, and for whatever was neither pruned nor stopped so far."""
+    if run.examples and run.planned and (run.baseline or run.elapsed_s > mean_s):
+        return run.elapsed_s * max(run.planned / run.examples - 1, 0.0)
+    return max(mean_s - run.elapsed_s, 0.0)
+
+
+def _mean_s(finished: Sequence[FrozenTrial]) -> float | None:
+    """Of the trials that ended last."""
+    timed = [(t.datetime_complete, t.datetime_start) for t in finished if t.datetime_complete and t.datetime_start]
+    last = nlargest(RECENT, timed)
+    return sum((end - start).total_seconds() for end, start in last) / len(last) if last else None

@@ -86,14 +86,14 @@ def _work(
     checkpoints.tidy(trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished())
     study.pruner = optuna.pruners.NopPruner()  # hpo/pruning.py asks Optuna's
     _stop_on_signals(trainer)
-    is_drained = threading.Event()
+    is_drained, is_unknown = threading.Event(), threading.Event()
 
     def drain(is_known: bool) -> None:  # from the keeper's thread; the signal's handler runs in the main one
         if is_known:
             is_drained.set()
             logger.info("this box is drained: the trial in hand is given back")
         else:
-            logger.warning("the database knows this worker no more, as after a restore; it is to begin anew")
+            is_unknown.set()
         os.kill(os.getpid(), signal.SIGTERM)
 
     keeper = Keeper(storage, url, study._study_id, file.lease_s, own_name, drain)
@@ -101,19 +101,28 @@ def _work(
     notifier.start()
     try:
         code = _claim_and_run(Worker(own_name, study, storage, file, keeper, trainer, checkpoints, notifier))
+        if is_unknown.is_set():
+            raise KeyError(own_name)
         if code == 0:
             keep_best(study, file)
         return 0 if is_drained.is_set() else code
     except KeyError:
-        if terms.read(storage.ask, study._study_id) is not None:
-            if not workers.is_known(storage.ask, own_name):
-                raise Interrupted("the database was restored from before this worker's trial; begin anew") from None
-            raise
-        raise InputError(f"study {file.name!r} was deleted while this worker ran; its trial is gone with it") from None
+        _explain_what_is_missing(storage, study, own_name)
+        raise
     finally:
         keeper.stop()
         trainer.close()
         notifier.stop(0.0 if trainer.stopped else NEWS_S)
+
+
+def _explain_what_is_missing(storage: PostgresStorage, study: optuna.Study, own_name: str) -> None:
+    """Raises InputError, Interrupted."""
+    if terms.read(storage.ask, study._study_id) is None:
+        raise InputError(
+            f"study {study.study_name!r} was deleted while this worker ran; its trial is gone with it"
+        ) from None
+    if not workers.is_known(storage.ask, own_name):
+        raise Interrupted("the database was restored and knows this worker no more; it is to begin anew") from None
 
 
 def _own_name() -> str:

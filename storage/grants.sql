@@ -3,7 +3,11 @@ DO $$ BEGIN EXECUTE format('REVOKE CREATE, TEMPORARY ON DATABASE %I FROM PUBLIC'
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA incident_hpo FROM PUBLIC;
 GRANT USAGE ON SCHEMA public, incident_hpo TO hpo_worker, hpo_reader;
-GRANT SELECT ON ALL TABLES IN SCHEMA public, incident_hpo TO hpo_worker, hpo_reader;
+GRANT SELECT ON public.alembic_version, public.version_info, public.studies, public.study_directions,
+    public.study_user_attributes, public.study_system_attributes, public.trials, public.trial_user_attributes,
+    public.trial_system_attributes, public.trial_params, public.trial_values, public.trial_intermediate_values,
+    public.trial_heartbeats TO hpo_worker, hpo_reader;  -- Optuna's; what else may be there is none of theirs
+GRANT SELECT ON ALL TABLES IN SCHEMA incident_hpo TO hpo_worker, hpo_reader;
 REVOKE SELECT ON incident_hpo.dataset_chunks FROM hpo_reader;  -- texts of tickets, masked as they are
 GRANT EXECUTE ON FUNCTION incident_hpo.word_v1, incident_hpo.changes_v1, incident_hpo.terms_v1, incident_hpo.workers_v1
     TO hpo_worker, hpo_reader;

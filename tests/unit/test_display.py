@@ -1,14 +1,12 @@
 """What people read in the terminal fits 80 columns and says what it means."""
 
 from dataclasses import replace
-from datetime import datetime
 
 import pytest
-from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import RenderableType
 
-from hpo.display import comparison_table, live_view, make_console, status_line, verdicts
-from hpo.status import Comparison, Snapshot
+from hpo.display import comparison_table, make_console, status_line, verdicts
+from hpo.status import Comparison, Failure, Snapshot
 from objectives.evaluation import METRICS
 
 LONG = "v4-with-hand-set-" + "x" * 47  # as long as a name may be
@@ -19,16 +17,9 @@ def comparison(metric: str = "f1", best: float = 0.7, ceiling: float = 1.0, targ
     return Comparison(metric, 0.737, baselines, best, (best - 0.01, best + 0.01), ceiling, target)
 
 
-def running(baseline: str, reports: dict[int, float]) -> FrozenTrial:
-    trial = create_trial(state=TrialState.RUNNING, intermediate_values=reports, user_attrs={"baseline": baseline})
-    trial.number, trial.datetime_start = 123_456, datetime.now()
-    return trial
-
-
 def snapshot(name: str, best: float | None = 0.5, left_s: float | None = 4000.0) -> Snapshot:
     counts = {"complete": 11, "pruned": 17, "failed": 2, "running": 2, "waiting": 0}
-    trials = (running(LONG, {123_456_789: 0.123456}), running("", {}))
-    return Snapshot(name, 1000, counts, None if best is None else 3, best, left_s, trials, None, None)
+    return Snapshot(name, 1000, counts, None if best is None else 3, best, left_s, (), None, None)
 
 
 def printed(what: RenderableType, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -44,13 +35,6 @@ def test_the_table_fits_eighty_columns_and_keeps_every_number(capsys: pytest.Cap
     assert [line.split()[0] for line in lines if line.split() and line.split()[-1] == "0.800"] == ["target"]
 
 
-def test_the_live_view_is_one_line_of_eighty_columns_for_each_thing(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = printed(live_view(snapshot(LONG)), capsys)
-    assert max(map(len, lines)) <= 80
-    assert len(lines) == 4  # bar, status, two trials
-    assert [line.split()[:2] for line in lines[2:]] == [["trial", "123456"]] * 2
-
-
 def test_names_are_not_taken_for_markup(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(status_line(snapshot("[red]:smile:")), capsys)[0].startswith("[red]:smile:")
 
@@ -59,7 +43,7 @@ def test_names_are_not_taken_for_markup(capsys: pytest.CaptureFixture[str]) -> N
     ("best", "left_s", "end"),
     [
         (None, None, "17 pruned, 2 failed"),
-        (0.4567, None, "best 0.457 (trial 3)"),
+        (0.4567, None, "best 0.4567 (trial 3)"),
         (0.5, 4000.0, "1 h 06 min left"),
         (0.5, 3599.6, "1 h 00 min left"),
         (0.5, 62.0, "1 min 02 s left"),
@@ -70,6 +54,15 @@ def test_the_status_line_says_what_is_known(best: float | None, left_s: float | 
     line = status_line(snapshot("demo", best, left_s))
     assert line.startswith("demo: 30/1000 trials, 2 running, 17 pruned, 2 failed")
     assert line.endswith(end)
+
+
+def test_the_status_line_names_the_best_baseline_and_counts_what_cannot_work_as_pruned() -> None:
+    failure = Failure(7, "infeasible", "out of memory", None, None)
+    line = status_line(replace(snapshot("demo"), best_baseline="hand_set", failures=(failure,)))
+    assert line.startswith(
+        "demo: 30/1000 trials, 2 running, 17 pruned (1 infeasible), 2 failed, best 0.5000 (trial 3, "
+    )
+    assert "hand_set)" in line
 
 
 @pytest.mark.parametrize(
