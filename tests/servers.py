@@ -29,7 +29,9 @@ def program(name: str) -> str:
     path = str(found[-1]) if found else shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
     if path is None:
         missing = f"{name} is not installed (Debian's postgresql, pgbouncer)"
-        pytest.fail(missing) if TEST_ALL else pytest.skip(missing)
+        if TEST_ALL:
+            pytest.fail(missing)
+        pytest.skip(missing)
     return path
 
 
@@ -38,8 +40,10 @@ def open_folder() -> Iterator[Path]:
     """Which the servers' user can reach and owns."""
     folder = Path(tempfile.mkdtemp(prefix="hpo-server-"))
     folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 def give_away(*paths: Path) -> None:

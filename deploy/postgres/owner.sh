@@ -1,0 +1,9 @@
+#!/bin/sh
+# Run by the image's entry point once, while the data folder is new: the database and its owner, who is no superuser.
+set -eu
+psql --no-psqlrc --quiet --set=ON_ERROR_STOP=1 --username="$POSTGRES_USER" --dbname=postgres <<'SQL'
+SET log_min_error_statement = panic; -- no statement with a password reaches the log
+\set password `cat /run/secrets/hpo_owner_password`
+CREATE ROLE hpo_owner LOGIN CREATEROLE PASSWORD :'password';
+CREATE DATABASE hpo OWNER hpo_owner;
+SQL
