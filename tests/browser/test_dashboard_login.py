@@ -501,7 +501,8 @@ FETCHED = "([url, options]) => fetch(url, options).then(() => 'fetched', error =
 # What of the dashboard can be used and lies, in part, under the control.
 COVERED = """() => {
     const ours = [...document.querySelectorAll('#hpo-user > *')].map(node => node.getBoundingClientRect());
-    const kinds = '#dashboard :is(a, button, input, select, [role=button], [role=combobox], header .MuiTypography-root)';
+    const kinds = '#dashboard :is('
+        + 'a, button, input, select, [role=button], [role=combobox], header .MuiTypography-root)';
     const usable = document.querySelectorAll(kinds);
     const meets = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
     return [...usable].filter(node => { const box = node.getBoundingClientRect();
