@@ -39,7 +39,7 @@ KILL_TIMEOUT_S = 5
 POLL_S = 0.02
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "TZ": "UTC"}
 INITDB = ["--username=postgres", "--auth-local=trust", "--auth-host=reject", "--encoding=UTF8", "--locale=C"]
-SETTINGS = ["listen_addresses=", "port=5432", "unix_socket_permissions=0700", "max_connections=100"]
+SETTINGS = ["listen_addresses=", "port=5432", "unix_socket_permissions=0700", "max_connections=300"]
 SETTINGS += ["timezone=UTC", "log_timezone=UTC", "log_checkpoints=off"]
 SETTINGS += ["dynamic_shared_memory_type=mmap"]  # systemd empties a user's /dev/shm at logout
 

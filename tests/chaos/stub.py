@@ -41,13 +41,14 @@ class Orders:
     clock_off_s: float = 0.0
     box: str = "box"
     has_bug: bool = False
+    steps: int = STEPS
 
 
 class StubTrainer:
     """Waits `step_s` before each report; ends at once when interrupted."""
 
-    def __init__(self, step_s: float, has_bug: bool = False) -> None:
-        self._has_bug = has_bug
+    def __init__(self, step_s: float, has_bug: bool = False, steps: int = STEPS) -> None:
+        self._has_bug, self._steps = has_bug, steps
         self.stopped = False
         self.deadlines: object = None
         self.limits: object = None
@@ -61,10 +62,10 @@ class StubTrainer:
             return {"event": "bug", "trace": f"/home/{os.getpid()}/training.py:9 step\nKeyError: {time.monotonic()}"}
         self._interrupted.clear()
         run = random.SystemRandom().random()
-        for step in range(1, STEPS + 1):
+        for step in range(1, self._steps + 1):
             if self.stopped or self._interrupted.wait(self._step_s):
                 raise TrainerDied("the stub was interrupted")
-            on_report(step, step / STEPS, {"spearman": run})
+            on_report(step, step / self._steps, {"spearman": run})
         scores = {"spearman": run}
         return {"event": "result", "scores": scores, "stop_reason": "completed", "stop_epoch": 1.0, "run": run}
 
@@ -87,7 +88,7 @@ def work(orders: Orders) -> int:
     time.tzset()
     real_time = time.time
     time.time = lambda: real_time() + orders.clock_off_s
-    vars(hpo.worker)["TrainerProcess"] = lambda: StubTrainer(orders.step_s, orders.has_bug)
+    vars(hpo.worker)["TrainerProcess"] = lambda: StubTrainer(orders.step_s, orders.has_bug, orders.steps)
     vars(hpo.worker)["_own_name"] = lambda: f"{orders.box}:{os.getpid()}"
     vars(hpo.study)["installed_versions"] = lambda: VERSIONS  # reading them takes longer than a trial
     _watch_calls(orders)
@@ -95,6 +96,8 @@ def work(orders: Orders) -> int:
         raise SystemExit(hpo.worker.work(parse_url(orders.url), orders.study))
     except (Unavailable, HpoError) as error:  # as the command line does
         raise SystemExit(error.exit_code) from None
+    finally:
+        _note(orders.ledger, {"cpu_s": time.process_time()})
 
 
 def name_of(statement: str, values: Any) -> str:

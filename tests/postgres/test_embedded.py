@@ -147,7 +147,7 @@ def test_server_listens_on_its_private_socket_alone_with_fixed_settings(home: Pa
     assert (sockets(home) / ".s.PGSQL.5432").is_socket()
     assert sockets(home).stat().st_mode & 0o777 == 0o700
     names = ("listen_addresses", "timezone", "server_encoding", "max_connections")
-    assert [ask(url, f"SHOW {name}") for name in names] == ["", "UTC", "UTF8", "100"]
+    assert [ask(url, f"SHOW {name}") for name in names] == ["", "UTC", "UTF8", "300"]
     assert ask(url, "SELECT datcollate FROM pg_database WHERE datname = 'hpo'") == "C"
 
 
