@@ -32,7 +32,7 @@ def launch(
     make_folder(logs)
     options = [f"--log-format={log_format}", *(["--share-gpu"] if share_gpu else [])]
     url = storage_url()
-    print(f"{len(slots)} workers on {', '.join(slot.name for slot in slots)}; logs: {logs}", flush=True)
+    print(f"workers on {', '.join(slot.name for slot in slots)}; logs: {logs}", flush=True)
     try:
         work_in_view(
             study,

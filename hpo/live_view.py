@@ -235,7 +235,7 @@ def _level(value: float, scale: tuple[float, float], glyphs: Glyphs) -> str:
 def _events(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
     """What a person should know of, the newest failures last."""
     if (gone := sum(_is_left_out(worker, snapshot) for worker in snapshot.workers)) and not snapshot.is_over:
-        yield f"{gone} workers ended or silent for over an hour; hpo workers lists them", DIM
+        yield f"ended or silent for over an hour: {gone} (hpo workers lists them)", DIM
     if silent := _silent_boxes(snapshot):
         yield f"no word from any worker of {', '.join(silent)}", RED
     for attempt in snapshot.given_back[-2:]:

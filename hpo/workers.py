@@ -10,10 +10,10 @@ from rich import box
 from rich.table import Table
 
 from hpo.connect import LOOK_PATIENCE_S, storage_url
-from hpo.display import duration, make_console
+from hpo.display import make_console
 from hpo.errors import HpoError, InputError
 from hpo.launcher import STOP_TIMEOUT_S
-from hpo.worker_view import state_of
+from hpo.worker_view import in_short, place_of, state_of
 from storage import workers
 from storage.native import PostgresStorage
 from storage.workers import WorkerRow
@@ -44,7 +44,7 @@ def drain(host: str) -> None:
         if time.monotonic() > give_up:
             raise HpoError(f"still there: {', '.join(row.worker for row in left)}; see: hpo workers")
         time.sleep(POLL_S)
-    print(f"{len(here)} workers of {host} have left; their trials wait for others")
+    print(f"all workers of {host} have left ({len(here)}); their trials wait for others")
 
 
 def _storage() -> PostgresStorage:
@@ -58,11 +58,13 @@ def _alive_on(storage: PostgresStorage, host: str) -> list[WorkerRow]:
 
 def _table(found: list[WorkerRow]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    for name in ("host", "device", "study", "now"):
-        table.add_column(name, no_wrap=True, overflow="ellipsis")
+    for name in ("host", "device", "study"):
+        table.add_column(name, overflow="fold", min_width=len(name))  # whole: somebody may copy it
+    table.add_column("now", no_wrap=True, min_width=max(len(state_of(row)) for row in found))
     for name in ("seen", "done", "failed", "starts"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
     for row in found:
         counts = (str(row.done), str(row.failed), str(row.starts))
-        table.add_row(row.host, row.device, row.study, state_of(row), f"{duration(row.seen_s)} ago", *counts)
+        place = place_of(row.slot, row.device)
+        table.add_row(row.host, place, row.study, state_of(row), in_short(row.seen_s), *counts)
     return table

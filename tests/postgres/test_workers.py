@@ -101,7 +101,7 @@ def test_drained_box_gives_its_trials_back_and_leaves_the_other_box_alone(
     drained = hpo(database, "workers", "drain", "left")
     assert (drained.returncode, drained.stdout) == (
         0,
-        "2 workers of left have left; their trials wait for others\n",
+        "all workers of left have left (2); their trials wait for others\n",
     )
     assert time.monotonic() - started < 15.0
     for process in crew.processes[:2]:
@@ -127,6 +127,18 @@ def test_unknown_host_is_refused_with_those_that_there_are(
     register(storage.ask, "box:1", storage.get_study_id_from_name("study"), Place("box", "cpu", "cpu", None))
     refused = hpo(database, "workers", "drain", "other")
     assert (refused.returncode, refused.stdout) == (2, "hpo: no worker runs on 'other'; hosts: box\n")
+
+
+def test_table_of_workers_keeps_every_column_at_eighty(storage: PostgresStorage, hpo: Run, database: URL) -> None:
+    study = storage.get_study_id_from_name("study")
+    place = Place("gpu-box-in-a-far-away-rack.example.org", "gpu 0.2", "gpu 0", None)
+    register(storage.ask, "box:1", study, place)
+    leave(storage.ask, "box:1", 78)
+    lines = hpo(database, "workers").stdout.splitlines()
+    assert lines[1].split() == ["host", "device", "study", "now", "seen", "done", "failed", "starts"]
+    assert max(map(len, lines)) <= 80
+    assert "ended: broken set-up (78)" in lines[3]
+    assert "".join(line.split()[0] for line in lines[3:] if line.strip()) == place.host
 
 
 def test_workers_come_as_json_with_their_state_in_words(storage: PostgresStorage, hpo: Run, database: URL) -> None:

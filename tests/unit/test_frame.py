@@ -191,7 +191,7 @@ def test_workers_gone_for_more_than_an_hour_are_only_counted() -> None:
         replace(BASE, workers=(worker("a", ended=75, seen_s=4000.0), worker("b", seen_s=9999.0), worker("c")))
     )
     assert [line.split()[0] for line in lines if "gpu 0" in line] == ["c"]
-    assert lines[-1] == "2 workers ended or silent for over an hour; hpo workers lists them"
+    assert lines[-1] == "ended or silent for over an hour: 2 (hpo workers lists them)"
 
 
 def test_workers_that_have_gone_are_not_shown_when_the_study_is_over() -> None:
