@@ -6,7 +6,6 @@ import json
 import time
 from dataclasses import asdict
 
-from rich import box
 from rich.table import Table
 
 from hpo.connect import LOOK_PATIENCE_S, storage_url
@@ -57,9 +56,9 @@ def _alive_on(storage: PostgresStorage, host: str) -> list[WorkerRow]:
 
 
 def _table(found: list[WorkerRow]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     for name in ("host", "device", "study"):
-        table.add_column(name, overflow="fold", min_width=len(name))  # whole: somebody may copy it
+        table.add_column(name, overflow="fold")  # whole: somebody may copy it
     table.add_column("now", no_wrap=True, min_width=max(len(state_of(row)) for row in found))
     for name in ("seen", "done", "failed", "starts"):
         table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
