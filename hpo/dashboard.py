@@ -33,8 +33,8 @@ PATIENCE_S = 3.0  # for the database
 SERVER = {
     "ident": None,
     "threads": 8,
-    "connection_limit": 1000,
-    "asyncore_use_poll": True,  # select() ends at 1024 files
+    "connection_limit": 500,  # files are often limited to 1,024
+    "asyncore_use_poll": True,
     "channel_timeout": 30,  # of a silent connection
     "cleanup_interval": 10,
     "max_request_header_size": 32 << 10,

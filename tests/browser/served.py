@@ -1,4 +1,4 @@
-"""A running `hpo dashboard`, and what other programs than a browser ask it."""
+"""A running `hpo dashboard`, a study that it shows, and what other programs than a browser ask it."""
 
 from __future__ import annotations
 
@@ -15,20 +15,34 @@ from http.client import HTTPConnection
 from pathlib import Path
 from urllib.parse import urlencode
 
+import optuna
 import psutil
 import psycopg2
+from optuna.artifacts import upload_artifact
+from optuna.trial import Trial
 from sqlalchemy import URL
+
+from hpo.publish import publish
+from hpo.study import ours
+from storage.artifacts import PostgresArtifacts
+from tests.recorded import make_recorded_study
 
 REPOSITORY = Path(__file__).parents[2]
 PASSWORD = "correct horse battery"
 # Of PASSWORD, as `hpo dashboard-user` makes it.
 HASHED = "$argon2id$v=19$m=65536,t=3,p=4$gH5SG9nJUapqHGz4nsvb6g$M1FAvhmxBaBt2mRfv39CZT2p+9HMJiPbIBsB3Uypo0Y"
+LONG = "christopher.longname@example.com"
+PROXY = "127.0.0.5"  # a Linux box has all of 127.0.0.0/8
 ACCESS = f"""users:
   anna: {{password: "{HASHED}", write: true}}
   ben: {{password: "{HASHED}"}}
-proxy: {{header: X-Remote-User, addresses: [127.0.0.5]}}
+  {LONG}: {{password: "{HASHED}"}}
+proxy: {{header: X-Remote-User, addresses: [{PROXY}]}}
 hosts: [hpo.example.com]
 """
+NAME = "a-study-whose-name-is-as-long-as-a-name-may-be-and-so-is-this-one"[:64]
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND")
+READS = ("GET", "HEAD")
 PAGE = {"Accept": "text/html,application/xhtml+xml"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
@@ -145,3 +159,28 @@ def all_rows(url: URL) -> dict[str, list[str]]:
             cursor.execute(f"SELECT t::text FROM {name} t ORDER BY 1")
             found[name] = [str(row) for (row,) in cursor.fetchall()]
         return found
+
+
+@dataclass(frozen=True)
+class Place:
+    """A study with trials, notes and files."""
+
+    url: URL
+    study: optuna.Study
+    running: int  # trial ids
+    finished: int
+    file: str
+    file_of_trial: str
+
+
+def make_place(url: URL, folder: Path, name: str = NAME) -> Place:
+    study, _ = make_recorded_study(url, name)
+    publish(study, "# Report", {}, "schema_version: 1\n")
+    trial: Trial = study.ask()
+    (folder / "file.html").write_text("<script>document.title = 'taken over'</script>")
+    store = PostgresArtifacts(ours(study).ask, study._study_id)
+    of_trial, of_study = (
+        upload_artifact(artifact_store=store, file_path=str(folder / "file.html"), study_or_trial=to)
+        for to in (trial, study)
+    )
+    return Place(url, study, trial._trial_id, study.get_trials()[0]._trial_id, of_study, of_trial)

@@ -6,7 +6,7 @@ import gzip
 import json
 import re
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,5 +196,9 @@ def test_any_address_of_this_machine_alone_will_do(server_url: URL, host: str) -
 
 def ended(url: URL, port: int, *options: str) -> tuple[int, str]:
     process = start(url, port, *options)
-    output = process.communicate(timeout=60)[0]
+    try:
+        output = process.communicate(timeout=60)[0]
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()  # it serves, where it should have refused
     return process.returncode, output
