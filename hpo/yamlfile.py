@@ -91,7 +91,7 @@ def _parse(path: Path, text: str) -> tuple[Node | None, Any]:
         return tree, YAML(typ="safe", pure=True).load(text)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        problem = str(error.problem or error.context).splitlines()[0]
+        problem = str(error.problem or error.context).splitlines()[0].partition(" with value ")[0]
         raise InputError(f"{path}:{line}: {problem}") from None
     except (YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from None

@@ -105,7 +105,7 @@ def test_killed_trial_goes_on_from_its_checkpoint(box: Box) -> None:
     whole, study = box.run(box.create("undisturbed", 64)), box.create("killed", 64)
     worker = box.start(study)
     assert worker.stdout
-    log = next(line for line in worker.stdout if "trial 0 epoch" in line)
+    log = next(line for line in worker.stdout if "trial 0 report" in line)
     (trainer,) = psutil.Process(worker.pid).children()
     trainer.send_signal(signal.SIGKILL)
     log += worker.communicate(timeout=500)[0]

@@ -118,7 +118,7 @@ def test_interrupted_trial_goes_on_on_another_box_from_the_bucket(
     undisturbed = start(database, "-m", "hpo", "worker", "whole", HPO_HOME=str(tmp_path / "zero"), **bucket)
     one = start(database, "-m", "hpo", "worker", "cut", HPO_HOME=str(tmp_path / "one"), **bucket)
     assert one.stdout
-    begun = next(line for line in one.stdout if "trial 0 epoch" in line)
+    begun = next(line for line in one.stdout if "trial 0 report" in line)
     one.terminate()
     assert (one.wait(30), begun != "") == (75, True)
     log = run(start, database, "worker", "cut", HPO_HOME=str(tmp_path / "two"), **bucket)
