@@ -183,11 +183,11 @@ def until_it_trains(boxes: Boxes, worker: Process) -> tuple[Process, str]:
     begun = ""
     for line in worker.stdout:
         begun += line
-        if "trial 0 epoch" in line:
+        if "trial 0 report" in line:
             return worker, begun
     boxes.end("worker that gave up", worker, begun)
     worker = boxes.start("b", "worker", "travels")
-    return worker, read_until(worker, "trial 0 epoch")
+    return worker, read_until(worker, "trial 0 report")
 
 
 def clean_while_training(boxes: Boxes, worker: Process) -> None:
