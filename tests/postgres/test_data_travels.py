@@ -151,7 +151,7 @@ def travel(boxes: Boxes) -> None:
     boxes.run("status", "d", "status", "travels", "--json")
     worker, begun = until_it_trains(boxes, worker)
     clean_while_training(boxes, worker)
-    begun += read_until(worker, "trial 0 ended")
+    begun += read_until(worker, "trial 0 complete")
     boxes.run("export", "d", "export", "travels", "-o", best)
     started = {"train": boxes.start("c", "train", best, "-o", folder / "model"), "check-data": check, "pairs": pairs}
     (folder / "other.csv").write_text((folder / "away.csv").read_text().replace(CANARY, UNREAD, 1))
