@@ -22,7 +22,7 @@ from hpo.ending import end_if_due
 from hpo.ensemble import keep_best
 from hpo.errors import HpoError, InputError, Interrupted, SetupError
 from hpo.log import DEFECT
-from hpo.notify import Notifier
+from hpo.notify import Notifier, webhook_url
 from hpo.pause import pause_reason
 from hpo.shared_checkpoints import SharedCheckpoints
 from hpo.study import open_study, refuse_other_versions
@@ -50,6 +50,7 @@ def work(url: URL, name: str, *, share_gpu: bool = False) -> int:
     Raises InputError, SetupError, HpoError, Unavailable.
     """
     _end_with_launcher()
+    webhook_url()  # a wrong one is refused before anything is done
     held = [hold_gpu(gpu, name, share=share_gpu) for gpu in visible_gpus()[:1]]
     trainer = TrainerProcess()
     storage = PostgresStorage(url, interrupted=lambda: trainer.stopped)

@@ -227,7 +227,7 @@ def test_piped_watch_has_a_line_for_each_trial_once_in_the_order_recorded(
     assert all(letter.isprintable() for line in output.splitlines() for letter in line)
     assert [(number,) for number in numbers_of(output.splitlines())] == query(database, RECORDED)
     others = [line for line in output.splitlines() if line and not LINE.fullmatch(line)]
-    assert others[1:] == ["study: 14/14 trials, 0 running, 3 pruned"], output
+    assert others[1] == "study: 14/14 trials, 0 running, 3 pruned", output  # and perhaps a worker that is just leaving
 
 
 def test_lines_say_how_far_the_study_is_once_a_minute_at_most(
