@@ -11,7 +11,7 @@ GRANT SELECT ON ALL TABLES IN SCHEMA incident_hpo TO hpo_worker, hpo_reader;
 REVOKE SELECT ON incident_hpo.dataset_chunks FROM hpo_reader;  -- texts of tickets, masked as they are
 GRANT EXECUTE ON FUNCTION incident_hpo.word_v1, incident_hpo.changes_v1, incident_hpo.terms_v1, incident_hpo.workers_v1
     TO hpo_worker, hpo_reader;
-GRANT EXECUTE ON FUNCTION incident_hpo.claim_v2, incident_hpo.save_v1, incident_hpo.release_v1, incident_hpo.renew_v1,
+GRANT EXECUTE ON FUNCTION incident_hpo.steady_s_v1, incident_hpo.claim_v2, incident_hpo.save_v1, incident_hpo.release_v1, incident_hpo.renew_v1,
     incident_hpo.resumed_v1, incident_hpo.sweep_v1, incident_hpo.register_v1, incident_hpo.sign_v1, incident_hpo.leave_v1,
     incident_hpo.end_v1 TO hpo_worker;
 GRANT INSERT, UPDATE ON incident_hpo.notices TO hpo_worker;

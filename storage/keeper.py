@@ -9,7 +9,7 @@ from collections.abc import Callable
 import psycopg2
 from sqlalchemy import URL
 
-from storage.connection import Connection, Unavailable
+from storage.connection import CALL_TIMEOUT_S, SHORTEST_S, Connection, Unavailable
 from storage.engine import StorageError
 from storage.leases import Claim
 from storage.native import PostgresStorage
@@ -43,6 +43,8 @@ class Keeper:
         storage.connections.append(self._connection)
         self._study_id = study_id
         self._interval_s = lease_s / RENEWALS
+        # One that is answered later is of no use: TCP sends what was lost again after ever longer pauses.
+        self._timeout_s = min(max(self._interval_s, SHORTEST_S), CALL_TIMEOUT_S)
         self._claim: Claim | None = None
         self._on_lost: Callable[[], None] = lambda: None
         self._mutex = threading.Lock()
@@ -79,8 +81,8 @@ class Keeper:
     def _keep(self) -> None:
         claim = self._claim
         trial = (None, None) if claim is None else (claim.trial_id, claim.token)
-        values = (*trial, self._study_id, self._storage.connected_s(), self._worker)
-        is_held, swept, drain = self._connection.run(KEEP, values)[0]
+        values = (*trial, self._study_id, self._worker, self._storage.connected_s(), self._worker)
+        is_held, swept, drain = self._connection.run(KEEP, values, timeout_s=self._timeout_s)[0]
         if swept:
             logger.info("%d trials taken back from workers that are gone", swept)
         with self._mutex:

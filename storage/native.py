@@ -78,7 +78,9 @@ class PostgresStorage(BaseStorage):
                 self._refresh(cache)
             request, known = f"{worker} {uuid.uuid4()}", cache.known(without=self._leases)
             # How long connected is asked anew at each attempt: one that had to reconnect must not sweep.
-            rows = self.ask(statements.CLAIM, lambda: (study_id, request, worker, self.connected_s(), *known, CHANGES))
+            rows = self.ask(
+                statements.CLAIM, lambda: (study_id, request, worker, worker, self.connected_s(), *known, CHANGES)
+            )
             verdict, trial_id, token, attempt = rows[0][:4]
             if verdict == "unknown":
                 raise KeyError(f"study {study_id} is not managed")
