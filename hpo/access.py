@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import getpass
 import io
-import os
 import re
 import sys
-import tempfile
-from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -20,6 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from hpo.errors import InputError
+from hpo.files import write_text
 from hpo.yamlfile import Place, read_yaml, validated
 from objectives.config import STRICT
 
@@ -93,7 +91,7 @@ def make_user(path: Path, name: str, *, write: bool | None) -> None:
     if path.exists():
         read_access(path)
     hashed = argon2.PasswordHasher().hash(_ask_for_password(name))
-    _write(path, _changed(path, name, hashed, write))
+    write_text(path.resolve(), _changed(path, name, hashed, write), mode=0o600)  # a link stays one
     print(f"{name} {'may read and write' if read_access(path).users[name].write else 'may read'}: {path}")
 
 
@@ -136,21 +134,3 @@ def _changed(path: Path, name: str, hashed: str, write: bool | None) -> str:
     out = io.StringIO()
     yaml.dump(content, out)
     return out.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all, and for its owner alone from the beginning; a link stays one."""
-    path = path.resolve()
-    try:
-        number, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(number, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(partial)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None

@@ -66,7 +66,7 @@ def confirm(name: str, top: int, seeds: int, workers: int | None) -> None:
         folder = Path("runs") / its_file.name
         make_folder(folder / "logs")
         if not take_snapshot(runs, its_file).is_over:
-            work_in_view(console, url, its_file, runs, workers or default_workers(), folder)
+            work_in_view(url, its_file, runs, workers or default_workers(), folder)
         found = _judge(url, study, runs)
         publish_report(study, file)
     console.print(_table(found))

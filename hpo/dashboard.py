@@ -15,7 +15,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 from optuna_dashboard import _serializer  # type: ignore[attr-defined]
 from sqlalchemy import URL
-from waitress.utilities import Error  # type: ignore[import-not-found]
+from waitress.utilities import Error
 
 from hpo.access import Access, read_access, refuse_useless
 from hpo.answers import ALWAYS, Application
@@ -87,20 +87,15 @@ def reading_storage(url: URL) -> PostgresStorage:
     """Reads what has changed; RDBStorage reads every trial again, which takes seconds for thousands."""
     storage = PostgresStorage(url, patience_s=PATIENCE_S)  # makes the tables of a new database
     for connection in storage.connections:
-        _let_only_read(connection)
+        connection.before = READ_ONLY
     return storage
 
 
 def _files(url: URL) -> PostgresArtifacts:
     """Over a connection of their own: a large one keeps nobody waiting."""
     connection = Connection(url)
-    _let_only_read(connection)
+    connection.before = READ_ONLY
     return PostgresArtifacts(partial(connection.persist, patience_s=PATIENCE_S))
-
-
-def _let_only_read(connection: Connection) -> None:
-    run = connection.run
-    connection.run = lambda statement, *rest, **more: run(READ_ONLY + statement, *rest, **more)  # type: ignore[method-assign]
 
 
 def _app(storage: BaseStorage, files: PostgresArtifacts | None) -> Application:

@@ -19,17 +19,18 @@ def make_folder(path: Path) -> None:
         raise InputError(f"{path}: cannot be made ({error.strerror})") from None
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, mode: int = 0o666) -> None:
     """Raises InputError where the place cannot be written; what was there stays."""
-    write_texts({path: text})
+    write_texts({path: text}, mode)
 
 
-def write_texts(texts: Mapping[Path, str]) -> None:
+def write_texts(texts: Mapping[Path, str], mode: int = 0o666) -> None:
     """All of them or, where one cannot be written, none; what was there stays then. Raises InputError."""
     partial = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in texts}
     try:
         for path, text in texts.items():
             path.parent.mkdir(parents=True, exist_ok=True)
+            partial[path].touch(mode)  # before anything is in it; the umask takes away from it
             partial[path].write_text(text, encoding="utf-8")
         for path in texts:
             if path.is_dir():  # found out now, as the first would have been replaced

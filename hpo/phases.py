@@ -36,7 +36,7 @@ def run_plan(path: Path, workers: int | None, out: Path | None) -> None:
         make_folder(folder / phase.name / "logs")
         console.print(f"phase {number + 1} of {len(plan.phases)}: {phase.name} (study {file.name})", soft_wrap=True)
         if not take_snapshot(study, file).is_over:
-            work_in_view(console, url, file, study, workers or default_workers(), folder / phase.name)
+            work_in_view(url, file, study, workers or default_workers(), folder / phase.name)
         if (snapshot := take_snapshot(study, file)).ended:
             console.print(f"ended after {snapshot.finished} trials: {snapshot.ended}", soft_wrap=True)
         done.append((phase.name, study, file))

@@ -49,7 +49,7 @@ def run_study(path: Path, workers: int | None, out: Path | None) -> None:
     console = make_console()
     snapshot = take_snapshot(study, file)
     if not snapshot.is_over:
-        work_in_view(console, url, file, study, workers or default_workers(), folder)
+        work_in_view(url, file, study, workers or default_workers(), folder)
     else:
         console.print(f"study {file.name} is complete: {snapshot.finished} trials recorded")
     _print_end(console, study, file, folder)
@@ -114,7 +114,7 @@ def print_status(name: str, *, watch: bool, as_json: bool) -> None:
         console.print(comparison_table(rows))
 
 
-def work_in_view(console: Console, url: URL, file: StudyFile, study: optuna.Study, workers: int, folder: Path) -> None:
+def work_in_view(url: URL, file: StudyFile, study: optuna.Study, workers: int, folder: Path) -> None:
     """A live view in a terminal; elsewhere a line for each trial that is recorded."""
     published = time.monotonic()
 

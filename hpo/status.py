@@ -28,7 +28,6 @@ REASONS = {
     "Collapsed": "its vectors became all alike",
     "Contradictory": "its parameters contradict each other",
     "Diverged": "loss or gradients were not finite",
-    "NonFiniteLoss": "the loss was not finite",
     "OutOfMemory": "out of memory",
     "TimeLimit": "it took too long",
 }

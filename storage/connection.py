@@ -49,6 +49,7 @@ class Connection:
         self._delays = random.Random(f"{os.getpid()} {id(self)}")  # distinct: workers must not come back in step
         self._psycopg: extensions.connection | None = None
         self._process = 0
+        self.before = ""  # said in each message before its statement
         self.connects = 0  # how often: a server that crashed in between may lack what need not wait for its disk
         self._forget()
 
@@ -104,7 +105,7 @@ class Connection:
         assert self._psycopg is not None
         cursor = self._psycopg.cursor()
         try:
-            cursor.execute(statement, (values() if callable(values) else values) or None)
+            cursor.execute(self.before + statement, (values() if callable(values) else values) or None)
             self._wait(deadline)
             return cursor.fetchall() if cursor.description else []
         except BaseException as error:  # Ctrl-C too: its answer would be taken for the next one's

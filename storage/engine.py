@@ -58,21 +58,16 @@ def open_engine(url: URL) -> Engine:
     return create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_TIMEOUT_S})
 
 
-def open_rdb_storage(
-    url: URL, *, read_only: bool = False, make_tables: bool = False, any_revision: bool = False
-) -> optuna.storages.RDBStorage:
+def open_rdb_storage(url: URL, *, make_tables: bool = False, any_revision: bool = False) -> optuna.storages.RDBStorage:
     """Optuna's own storage. Raises StorageError."""
-    options: dict[str, object] = {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S}}
-    if read_only:  # in each BEGIN, not as a setting of the session: a pooler hands sessions around
-        options["execution_options"] = {"postgresql_readonly": True}
     # RDBStorage passes the URL through str.format.
     escaped = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
     with explained(url):
         return optuna.storages.RDBStorage(
             escaped,
-            engine_kwargs=options,
+            engine_kwargs={"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S}},
             skip_table_creation=not make_tables,
-            skip_compatibility_check=read_only or any_revision,
+            skip_compatibility_check=any_revision,
         )
 
 

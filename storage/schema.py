@@ -83,16 +83,21 @@ def _bring_up_to_date(url: URL, transaction: Transaction, found: Found | None) -
     cursor = transaction.connection.cursor()
     if found is None:
         _make_optunas(url, transaction)
-    elif found.version < VERSION and (held := transaction.execute(text(HELD)).scalar()):
-        raise StorageError(
-            f"PostgreSQL at {label(url)} holds tables of an earlier release (schema {found.version}, here "
-            f"{VERSION}) while workers run {held} of its trials; stop them, then run this again"
-        )
+    elif found.version < VERSION:
+        _refuse_while_held(url, transaction, found)
     for name in FILES[found.version if found else 0 :]:
         cursor.execute(files("storage").joinpath(name).read_text())
     cursor.execute(STAMP, (VERSION, f"incident-hpo=={release('incident-hpo')} optuna=={release('optuna')}"))
     if transaction.execute(text(ROLES_THERE), {"names": list(WORKER_ROLES)}).scalar() == len(WORKER_ROLES):
         grant(transaction)
+
+
+def _refuse_while_held(url: URL, transaction: Transaction, found: Found | None) -> None:
+    if found is not None and (held := transaction.execute(text(HELD)).scalar()):
+        raise StorageError(
+            f"PostgreSQL at {label(url)} holds tables of an earlier release (schema {found.version}, here "
+            f"{VERSION}) while workers run {held} of its trials; stop them, then run this again"
+        )
 
 
 def grant(transaction: Transaction) -> None:
@@ -106,7 +111,8 @@ def upgrade(url: URL) -> tuple[int | None, int]:
     try:
         before = _found(connection)
         if before is None or before.optuna_revision != OPTUNA_REVISION:
-            with explained(url):
+            with creation_lock(url) as transaction, explained(url):
+                _refuse_while_held(url, transaction, before)
                 optunas = open_rdb_storage(url, make_tables=True, any_revision=True)
                 optunas.upgrade()
                 optunas.engine.dispose()
@@ -135,7 +141,8 @@ def _refuse_others(found: Found, where: str) -> None:
     if (found.version, found.optuna_revision) != (VERSION, OPTUNA_REVISION):
         raise StorageError(
             f"PostgreSQL at {where} holds tables of another release (schema {found.version}, Optuna's "
-            f"{found.optuna_revision}; here {VERSION}, {OPTUNA_REVISION}): pip install {found.made_by}"
+            f"{found.optuna_revision}; here {VERSION}, {OPTUNA_REVISION}): pip install {found.made_by}, "
+            "or, if this release is the later one, hpo db upgrade"
         )
     if found.isolation != "read committed":  # a lock that was waited for must be followed by a new snapshot
         raise StorageError(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
-from optuna_dashboard._app import create_app  # type: ignore[import-untyped]
+from optuna_dashboard._app import create_app
 
 from tests.browser.served import METHODS, PAGE, READS, Place, Reply, Served, all_rows, make_place
 

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import URL, make_url
 
 from storage import schema
-from storage.engine import StorageError, open_rdb_storage, parse_url
+from storage.engine import StorageError, parse_url
 from storage.native import PostgresStorage
 
 Query = Callable[..., list[tuple[object, ...]]]
@@ -171,17 +171,3 @@ def test_functions_of_another_release_are_not_called(database: URL, query: Calla
     with pytest.raises(psycopg2.errors.UndefinedFunction):
         storage.claim(study._study_id, "worker")
     assert study.get_trials() == []
-
-
-def test_read_only_storage_reads_and_cannot_write(database: URL, rows: Callable[[URL], dict[str, list[str]]]) -> None:
-    study = optuna.create_study(study_name="there", storage=PostgresStorage(database))
-    before = rows(database)
-    storage = open_rdb_storage(database, read_only=True)
-    assert optuna.get_all_study_names(storage) == ["there"]
-    with pytest.raises(optuna.exceptions.StorageInternalError):
-        optuna.create_study(study_name="new", storage=storage)
-    with pytest.raises(optuna.exceptions.StorageInternalError):
-        storage.set_study_user_attr(study._study_id, "key", "value")
-    with pytest.raises(optuna.exceptions.StorageInternalError):
-        storage.delete_study(study._study_id)
-    assert rows(database) == before

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from storage.engine import open_rdb_storage
+from hpo.dashboard import reading_storage
 from storage.roles import make_roles
 from tests.chaos.crew import check_record, make_crew
 from tests.postgres.conftest import Run
@@ -43,4 +43,4 @@ def test_commands_and_the_dashboards_storage_work_through_it(pooled: URL, study_
     for arguments in (("db", "upgrade"), ("create", str(study_yaml)), ("status", "small"), ("workers",), ("doctor",)):
         done = hpo(pooled, *arguments)
         assert done.returncode == 0, done.stdout
-    assert "small" in {study.study_name for study in open_rdb_storage(pooled, read_only=True).get_all_studies()}
+    assert "small" in {study.study_name for study in reading_storage(pooled).get_all_studies()}

@@ -179,10 +179,18 @@ def test_what_cannot_be_leaves_the_file_as_it_was(
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    refused = user(tmp_path / "none" / "access.yaml", "anna")
+def test_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    refused = user(tmp_path / "file" / "access.yaml", "anna")
     assert (refused.returncode, refused.stdout.count("\n")) == (2, 1)
-    assert "cannot be written (No such file or directory)" in refused.stdout
+    assert "cannot be written (" in refused.stdout
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_folder_that_is_not_there_is_made_and_the_file_is_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "none" / "access.yaml"
+    assert user(path, "anna").returncode == 0
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_link_to_the_file_stays_one(path: Path, tmp_path: Path) -> None:
