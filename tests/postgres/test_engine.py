@@ -163,6 +163,26 @@ def test_tables_of_an_earlier_release_are_brought_up_to_date_once_no_worker_runs
     assert (query(earlier, VERSION), query(earlier, OURS)) == (query(database, VERSION), query(database, OURS))
 
 
+def test_upgrade_takes_optunas_tables_along_and_refuses_both_under_a_worker(database: URL, query: Query) -> None:
+    revision = "SELECT version_num FROM public.alembic_version"
+    storage = PostgresStorage(database)
+    study = optuna.create_study(storage=storage)
+    storage.manage(study._study_id, 1, lease_s=60)
+    assert storage.claim(study._study_id, "worker").verdict == "claimed"
+    query(database, "DROP INDEX IF EXISTS trials_study_id_key")  # as Optuna 3.1 left it
+    query(database, "UPDATE alembic_version SET version_num = 'v3.0.0.d'")
+    with pytest.raises(StorageError, match=r"while workers run 1 of its trials; stop them"):
+        schema.upgrade(database)
+    assert query(database, revision) == [("v3.0.0.d",)]
+    with pytest.raises(StorageError, match=r"if this release is the later one, hpo db upgrade"):
+        PostgresStorage(database)
+    query(database, "UPDATE incident_hpo.leases SET expires = clock_timestamp()")
+    assert schema.upgrade(database) == (schema.VERSION, schema.VERSION)
+    assert query(database, revision) == [(schema.OPTUNA_REVISION,)]
+    assert query(database, "SELECT to_regclass('public.trials_study_id_key') IS NOT NULL") == [(True,)]
+    assert PostgresStorage(database).get_all_studies()
+
+
 def test_functions_of_another_release_are_not_called(database: URL, query: Callable[..., object]) -> None:
     storage = PostgresStorage(database)
     study = optuna.create_study(storage=storage)
