@@ -10,11 +10,11 @@ LEFT JOIN LATERAL incident_hpo.changes_v1(
     CASE WHEN c.verdict <> 'unknown' THEN %s END, %s, %s::int[], %s::int[], true, %s) x ON true"""
 
 # Idempotent: contents are upserts, and a state is read back by the lease's token. Fenced by that token.
-SAVE_LEASED = """SELECT s.verdict, x.* FROM incident_hpo.save_v1(%s, %s, %s, %s) s
+SAVE_LEASED = """SELECT s.verdict, x.* FROM incident_hpo.save_leased_v1(%s, %s, %s, %s) s
 LEFT JOIN LATERAL incident_hpo.changes_v1(
     CASE s.verdict WHEN 'ok' THEN %s::int END, %s, %s::int[], %s::int[], true, %s) x ON true"""
 
-# By a writer without a lease: refused while another holds one. Sent again after it ended the trial, it says 'finished'.
+# By the owner, without a lease: refused while another holds one. Sent again after it ended the trial: 'finished'.
 SAVE = "SELECT verdict FROM incident_hpo.save_v1(%s, NULL, %s, %s)"
 
 # Idempotent by its request key.

@@ -236,13 +236,14 @@ def test_running_trial_without_a_lease_gets_one_and_is_taken_back(
 def test_running_trial_without_a_lease_is_left_alone_while_it_reports(
     database: URL, storage: PostgresStorage, study: optuna.Study
 ) -> None:
+    storage.manage(study._study_id, BUDGET, lease_s=0.1)
     plain = optuna.load_study(study_name="study", storage=open_rdb_storage(database))
     trial = plain.ask()
     for step in range(3):
         study.tell(another := take(storage, study), 0.0)
         assert another.number == step + 1
         trial.report(0.5, step)
-        time.sleep(2e-3)
+        time.sleep(0.11)
     plain.tell(trial, 0.5)
     assert study.get_trials()[0].value == 0.5
 

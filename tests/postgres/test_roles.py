@@ -44,13 +44,16 @@ FORBIDDEN = (
     "INSERT INTO incident_hpo.studies (study_id, budget, lease) VALUES (1, 1, '1 s')",
     "INSERT INTO incident_hpo.datasets VALUES ('a', 1)",
     "INSERT INTO incident_hpo.artifacts VALUES ('a', 1, '')",
+    "SELECT token FROM incident_hpo.leases",
+    "SELECT request FROM incident_hpo.leases",
+    "SELECT * FROM incident_hpo.leases",
+    "SELECT incident_hpo.save_v1(1, NULL, '{}', 'FAIL')",
+    "SELECT incident_hpo.claim_v1(1, 'r', 'w', 0)",
     "SELECT incident_hpo.fill_v1(1, '{}')",
     "SELECT incident_hpo.requeue_v1(1, 1, 'because')",
     "SELECT incident_hpo.create_v1(1, 'r', 'COMPLETE', NULL, NULL, '{}')",
     "SELECT incident_hpo.fence_v1()",
     "SELECT incident_hpo.drain_v1('box')",
-    "SELECT nextval('incident_hpo.tokens')",
-    "SELECT setval('incident_hpo.tokens', 1)",
     "SELECT FROM public.trials FOR UPDATE",
     "BEGIN; LOCK TABLE public.trials",
     "CREATE TABLE public.mine (a int)",
@@ -116,7 +119,7 @@ def test_no_forbidden_statement_succeeds(shared: URL, tmp_path: Path, rows: Dump
 def test_reader_calls_no_function_that_writes_and_sees_no_ticket(shared: URL) -> None:
     for statement in (
         "SELECT incident_hpo.claim_v2(1, 'r', 'w', 0)",
-        "SELECT incident_hpo.save_v1(1, NULL, '{}', 'FAIL')",
+        "SELECT incident_hpo.save_leased_v1(1, NULL, '{}', 'FAIL')",
         "SELECT incident_hpo.sweep_v1(1, 0)",
         "SELECT incident_hpo.end_v1(1, 'because')",
         "SELECT incident_hpo.register_v1('w', 1, 'h', 's', 'd', NULL)",
@@ -124,6 +127,22 @@ def test_reader_calls_no_function_that_writes_and_sees_no_ticket(shared: URL) ->
         "SELECT content FROM incident_hpo.dataset_chunks",
     ):
         assert refused(shared, "hpo_reader", statement), statement
+
+
+@pytest.mark.parametrize("token", [None, 0, 1, -1])
+def test_worker_role_writes_to_no_trial_that_it_has_not_claimed(
+    shared: URL, tmp_path: Path, query: Query, rows: Dump, token: int | None
+) -> None:
+    make_crew(shared, tmp_path, trials=3)
+    owner, worker = PostgresStorage(shared), PostgresStorage(as_role(shared, "hpo_worker"))
+    study = owner.get_study_id_from_name("study")
+    waiting, claimed = owner.create_new_trial(study), owner.claim(study, "another").trial_id
+    before = rows(shared)
+    for trial in (waiting, claimed):
+        for name, more in (("save_leased_v1", "'{}', 'FAIL'"), ("release_v1", "'because'"), ("resumed_v1", "9")):
+            worker.ask(f"SELECT incident_hpo.{name}(%s, %s, {more})", (trial, token))
+        worker.ask("SELECT incident_hpo.renew_v1(%s, %s)", (trial, token))
+    assert rows(shared) == before
 
 
 def test_crew_works_on_a_study_as_the_worker_role(shared: URL, tmp_path: Path) -> None:
@@ -213,6 +232,5 @@ def test_worker_from_before_a_restore_is_fenced_and_begins_anew(shared: URL, tmp
         old.set_trial_intermediate_value(claim.trial_id, 1, 0.5)
     assert crew.join(30.0) == [75]  # it is known no more
     again = PostgresStorage(shared).claim(study, "new")
-    (tokens,) = query(shared, "SELECT count(*) FROM incident_hpo.leases WHERE token < 1000000000000000")
-    assert (again.verdict, tokens) == ("claimed", (0,))
+    assert (again.verdict, again.token != claim.token) == ("claimed", True)
     assert again.attempt == 1  # the restore was not the trial's fault

@@ -57,6 +57,7 @@ class Workers(RuleBasedStateMachine):
         self.plain = self.server.plain
         self.rows: list[Row] = []
         self.newest: dict[int, int] = {}  # token by trial
+        self.given: set[int] = set()  # every token so far
         self.tokens: dict[Run, int | None] = {}  # None: the process knows that it runs the trial no more
         self.studies: dict[PostgresStorage, optuna.Study] = {}
         self.told: set[Run] = set()
@@ -267,7 +268,8 @@ class Workers(RuleBasedStateMachine):
         assert row.state == "RUNNING" or not row.held or (row.finished and row.trial_id in self.foreign)
         assert before is None or not before.finished or before.record() == row.record()
         if row.token not in (None, self.newest.get(row.trial_id)):
-            assert row.token > max(self.newest.values(), default=0)
+            assert row.token not in self.given
+            self.given.add(row.token)
             self.newest[row.trial_id] = row.token
 
     def teardown(self) -> None:
