@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import pytest
 from sqlalchemy import URL, make_url
+
+from tests import canaries
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("HPO_STORAGE", None)
@@ -27,6 +32,24 @@ NUMBERS = itertools.count()
 def home(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What a box keeps, tests keep apart from what their user has kept."""
     os.environ["HPO_HOME"] = str(tmp_path_factory.mktemp("home"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a test and its processes printed and logged shows neither a password nor a ticket."""
+    report = yield
+    if report.when == "teardown" and (found := canaries.leaked("".join(text for _, text in report.sections))):
+        report.outcome, report.longrepr = "failed", f"{item.nodeid}: its output shows {found}"
+    return report
+
+
+@pytest.fixture(autouse=True)
+def watched_files(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "tmp_path" in request.fixturenames:
+        canaries.refuse_in_files(request.getfixturevalue("tmp_path"))
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +71,7 @@ def server_url(server_home: Path) -> URL:
     from storage import embedded
     from storage.native import PostgresStorage
 
-    url = make_url(embedded.url(server_home))
+    url = make_url(embedded.url(server_home)).set(password=canaries.PASSWORD)
     _execute(url, "ALTER SYSTEM SET fsync = off")  # what a test wrote need not outlive a power cut
     _execute(url, "SELECT pg_reload_conf()")
     _execute(url, f"CREATE DATABASE {TEMPLATE}")
@@ -59,19 +82,23 @@ def server_url(server_home: Path) -> URL:
 @pytest.fixture
 def database(server_url: URL) -> Iterator[URL]:
     """An own database with Optuna's tables."""
-    name = f"test_{next(NUMBERS)}"
-    _execute(server_url, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
-    yield server_url.set(database=name)
-    _execute(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+    with new_database(server_url, TEMPLATE) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
 def incidents_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six hundred synthetic incidents."""
+    """Six hundred synthetic incidents, with a distinctive word in each."""
     from objectives.demo_incidents import write_demo_incidents
 
     path = tmp_path_factory.mktemp("incidents") / "incidents.csv"
     write_demo_incidents(path, 600, seed=0)
+    with path.open(newline="", encoding="utf-8") as file:
+        tickets = [row | {"description": f"{canaries.TICKET} {row['description']}"} for row in csv.DictReader(file)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, tickets[0].keys())
+        writer.writeheader()
+        writer.writerows(tickets)
     return path
 
 
@@ -110,11 +137,28 @@ def real_data() -> Path:
     return REAL_DATA
 
 
-def _execute(url: URL, statement: str) -> None:
-    connection = psycopg2.connect(host=url.query["host"], user=url.username, dbname="postgres")
+@contextmanager
+def new_database(server_url: URL, template: str) -> Iterator[URL]:
+    """Dropped in the end, if it shows no canary."""
+    url = server_url.set(database=f"test_{next(NUMBERS)}")
+    _execute(server_url, f"CREATE DATABASE {url.database} TEMPLATE {template}")
+    yield url
+    with _cursor(url) as cursor:
+        canaries.refuse_in_tables(cursor)
+    _execute(server_url, f"DROP DATABASE {url.database} WITH (FORCE)")
+
+
+def _execute(server_url: URL, statement: str) -> None:
+    with _cursor(server_url.set(database="postgres")) as cursor:
+        cursor.execute(statement)
+
+
+@contextmanager
+def _cursor(url: URL) -> Iterator[Any]:
+    connection = psycopg2.connect(host=url.query["host"], user="postgres", dbname=url.database)
     connection.autocommit = True
     try:
         with connection.cursor() as cursor:
-            cursor.execute(statement)
+            yield cursor
     finally:
         connection.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,13 +11,11 @@ import pytest
 from sqlalchemy import URL
 
 from tests.browser.served import ACCESS, Place, Served, all_rows, make_place, serving
-from tests.conftest import TEMPLATE, TEST_ALL, _execute
+from tests.conftest import TEMPLATE, TEST_ALL, new_database
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 ARGUMENTS += ["--disable-component-update", "--disable-sync"]
-
-NUMBERS = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -33,10 +30,8 @@ def chromium() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def place(server_url: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A study with all that there may be, in a database of its own."""
-    name = f"shown_{next(NUMBERS)}"
-    _execute(server_url, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
-    yield make_place(server_url.set(database=name), tmp_path_factory.mktemp("file"))
-    _execute(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+    with new_database(server_url, TEMPLATE) as url:
+        yield make_place(url, tmp_path_factory.mktemp("file"))
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from hpo.study_file import read_study_file
 from storage.connection import Unavailable
 from storage.native import PostgresStorage
 from tests.browser.served import Served, all_rows, free_port, serving, start
-from tests.conftest import _execute
+from tests.conftest import new_database
 from tests.recorded import CURVES, make_recorded_study
 
 if TYPE_CHECKING:
@@ -118,11 +118,9 @@ def test_what_it_reads_with_cannot_write(database: URL) -> None:
 
 
 def test_tables_of_a_new_database_are_made_first(server_url: URL) -> None:
-    _execute(server_url, "CREATE DATABASE without_tables TEMPLATE template0")
-    with serving(server_url.set(database="without_tables"), "--write") as served:
+    with new_database(server_url, "template0") as url, serving(url, "--write") as served:
         studies = served.ask("GET", "/api/studies", cookie=served.cookie_of())
         assert (studies.status, json.loads(studies.content)) == (200, {"study_summaries": []})
-    _execute(server_url, "DROP DATABASE without_tables WITH (FORCE)")
 
 
 def test_role_that_may_only_read_serves_it(database: URL) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 
 import optuna
@@ -17,18 +16,16 @@ from storage.engine import open_rdb_storage, parse_url
 from storage.native import PostgresStorage
 from storage.schema import VERSION
 from tests.chaos.crew import PROCESSES, make_crew, query
+from tests.conftest import new_database
 
-NUMBERS = count()
 TRIALS_EACH = 15
 
 
 @pytest.fixture
 def empty(server_url: URL) -> Iterator[URL]:
     """A database without any table, of which there may be many in one test."""
-    name = f"empty_{next(NUMBERS)}"
-    query(server_url, f"CREATE DATABASE {name} TEMPLATE template0")
-    yield server_url.set(database=name)
-    query(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+    with new_database(server_url, "template0") as url:
+        yield url
 
 
 def open_and_create(url: str, folder: str) -> None:

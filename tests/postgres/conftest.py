@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import count
+from functools import partial
 from pathlib import Path
 from signal import SIGKILL
+from typing import Any
 
 import psycopg2
 import pytest
 from sqlalchemy import URL
 
+from tests import canaries
+from tests.conftest import TEMPLATE, new_database
+
 REPOSITORY = Path(__file__).parents[2]
-CANARY = "Kanarienvogel"  # in every ticket of canary_study, nowhere else
-NUMBERS = count()
 TIMEOUT_S = 120
 
 Query = Callable[..., list[tuple[object, ...]]]
@@ -57,22 +59,17 @@ def rows(query: Query) -> Callable[[URL], dict[str, list[str]]]:
 
 
 @pytest.fixture
-def empty_database(server_url: URL, query: Query) -> Iterator[URL]:
+def empty_database(server_url: URL) -> Iterator[URL]:
     """A database without any table."""
-    yield from _database(server_url, query, "template0")
+    with new_database(server_url, "template0") as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
-def module_database(server_url: URL, query: Query) -> Iterator[URL]:
+def module_database(server_url: URL) -> Iterator[URL]:
     """A database with Optuna's tables, for all tests of a module."""
-    yield from _database(server_url, query, "with_tables")
-
-
-def _database(server_url: URL, query: Query, template: str) -> Iterator[URL]:
-    name = f"made_{next(NUMBERS)}"
-    query(server_url, f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield server_url.set(database=name)
-    query(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+    with new_database(server_url, TEMPLATE) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +96,19 @@ def start(checkpoints: Path) -> Iterator[Start]:
             start_new_session=True,
         )
         started.append(process)
+        process.communicate = partial(_communicate, process.communicate)  # type: ignore[method-assign]
         return process
 
     yield popen
     for process in started:
         with suppress(ProcessLookupError), process:
             os.killpg(process.pid, SIGKILL)
+
+
+def _communicate(communicate: Callable[..., tuple[str, str]], *arguments: Any, **keywords: Any) -> tuple[str, str]:
+    output = communicate(*arguments, **keywords)
+    canaries.refuse(output[0] or "", "its output")
+    return output
 
 
 @pytest.fixture(scope="module")
@@ -135,14 +139,9 @@ def at_once(start: Start) -> AtOnce:
 
 @pytest.fixture(scope="module")
 def canary_study(tmp_path_factory: pytest.TempPathFactory, incidents_csv: Path) -> Path:
-    """A study of three short trials; a distinctive word stands in every ticket, a baseline outside of the bounds."""
+    """A study of three short trials, a baseline outside of the bounds."""
     folder = tmp_path_factory.mktemp("study")
-    with incidents_csv.open(newline="", encoding="utf-8") as file:
-        tickets = [row | {"description": f"{CANARY} {row['description']}"} for row in csv.DictReader(file)]
-    with (folder / "incidents.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, tickets[0].keys())
-        writer.writeheader()
-        writer.writerows(tickets)
+    shutil.copy(incidents_csv, folder / "incidents.csv")
     (folder / "study.yaml").write_text(STUDY)
     return folder / "study.yaml"
 

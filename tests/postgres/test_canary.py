@@ -13,10 +13,10 @@ from sqlalchemy import URL
 
 from storage.native import PostgresStorage
 from storage.workers import list_workers
-from tests.postgres.conftest import CANARY, Start
+from tests.canaries import PASSWORD, TICKET
+from tests.postgres.conftest import Start
 from tests.servers import execute, open_folder, postgres
 
-SECRET = "Kanarienpasswort"
 DEADLINE_S = 120.0
 UNREAD = {"incident_hpo.dataset_chunks", "incident_hpo.datasets"}  # the data set itself, masked and compressed
 # The second trial fails in its training, with a ticket's text in the error.
@@ -38,7 +38,7 @@ if "objectives.trainer" in sys.orig_argv:
 def guarded() -> Iterator[tuple[URL, URL]]:
     """A server that lets in by password alone: the owner's URL without it, and the superuser's."""
     with open_folder() as folder, postgres(folder, "host all all 127.0.0.1/32 scram-sha-256", {}) as server:
-        execute(server, f"CREATE ROLE hpo LOGIN CREATEROLE PASSWORD '{SECRET}'", "CREATE DATABASE hpo OWNER hpo")
+        execute(server, f"CREATE ROLE hpo LOGIN CREATEROLE PASSWORD '{PASSWORD}'", "CREATE DATABASE hpo OWNER hpo")
         yield URL.create("postgresql", "hpo", None, "127.0.0.1", server.port, "hpo"), server.set(database="hpo")
 
 
@@ -46,9 +46,9 @@ def test_password_and_tickets_stand_in_no_log_argument_table_or_file(
     guarded: tuple[URL, URL], canary_study: Path, tmp_path: Path, start: Start
 ) -> None:
     url, superuser = guarded
-    (tmp_path / "secret").write_text(f"{SECRET}\n")
+    (tmp_path / "secret").write_text(f"{PASSWORD}\n")
     (tmp_path / "bug").mkdir()
-    (tmp_path / "bug" / "sitecustomize.py").write_text(BUG.format(canary=CANARY))
+    (tmp_path / "bug" / "sitecustomize.py").write_text(BUG.format(canary=TICKET))
     given = {"HPO_PASSWORD_FILE": str(tmp_path / "secret"), "PYTHONPATH": str(tmp_path / "bug")}
     out = tmp_path / "out"
     said: list[str] = []
@@ -76,7 +76,7 @@ def test_password_and_tickets_stand_in_no_log_argument_table_or_file(
     assert len(files) >= 3
     tables = dump(superuser)
     assert "ValueError" in str(tables["public.trial_user_attributes"])  # the failure was recorded
-    for word in (SECRET, CANARY):
+    for word in (PASSWORD, TICKET):
         assert not [text for text in said if word in text], word
         assert not [path for path, text in files.items() if word in text], word
         assert not [name for name, rows in tables.items() if name not in UNREAD and word in str(rows)], word

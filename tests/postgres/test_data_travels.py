@@ -26,13 +26,13 @@ from sqlalchemy import URL
 
 from objectives.cache import DIGEST_BYTES
 from storage.native import PostgresStorage
+from tests.canaries import TICKET
 from tests.postgres.test_worker import read_until, trainer_of
 
 Process = subprocess.Popen[str]
 Query = Callable[..., list[tuple[Any, ...]]]
 Start = Callable[..., Process]
 
-CANARY = "Kanarienvogel"  # in every ticket
 UNREAD = "Rohrdommel"  # in a column that no study names
 ITEM, GROUP = "Zaunkoenig", "Gartenrotschwanz"  # in the names of all items and groups
 PERSONS = ["Jolanta Kowalczyk", "Tostmann, Björn", "Ayşegül Öztürk", "Quillfeather, Wendelin", "Seán O'Rafferty"]
@@ -124,7 +124,7 @@ def write_export(path: Path, incidents_csv: Path) -> None:
         tickets = list(csv.DictReader(file))
     for number, ticket in enumerate(tickets):
         told = re.sub("[«»]", "", TOLD[number % len(TOLD)])
-        ticket["description"] = f"{CANARY} {ticket['description']}, {told}"
+        ticket["description"] = f"{ticket['description']}, {told}"
         ticket |= {"cmdb_ci": f"{ITEM} {ticket['cmdb_ci']}", "group": f"{GROUP} {ticket['assignment_group']}"}
         ticket |= {"caller": PERSONS[number % len(PERSONS)], "close_notes": UNREAD}
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -154,7 +154,7 @@ def travel(boxes: Boxes) -> None:
     begun += read_until(worker, "trial 0 complete")
     boxes.run("export", "d", "export", "travels", "-o", best)
     started = {"train": boxes.start("c", "train", best, "-o", folder / "model"), "check-data": check, "pairs": pairs}
-    (folder / "other.csv").write_text((folder / "away.csv").read_text().replace(CANARY, UNREAD, 1))
+    (folder / "other.csv").write_text((folder / "away.csv").read_text().replace(TICKET, UNREAD, 1))
     other.write_text(best.read_text().replace("export.csv", "other.csv"))
     started["train other"] = boxes.start("a", "train", other, "-o", folder / "no model")
     started["train alone"] = boxes.start("e", "train", best, "-o", folder / "no model", program=ALONE)
@@ -326,7 +326,7 @@ def test_worker_whose_box_is_cleaned_between_its_trials_fetches_anew(boxes: Boxe
 def test_export_has_all_that_is_looked_for(boxes: Boxes) -> None:
     export = plain((boxes.folder / "away.csv").read_text())
     assert [needle for needle in needles() if needle not in export] == []
-    assert (export.count(plain(CANARY)), len(needles()) > 60) == (600, True)
+    assert (export.count(plain(TICKET)), len(needles()) > 60) == (600, True)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -335,5 +335,5 @@ def test_nothing_that_tells_a_person_or_a_machine_is_in_any_place(seen: dict[str
 
 
 def test_text_of_tickets_is_in_data_sets_and_pairs_alone(seen: dict[str, str]) -> None:
-    assert [place for place in PLACES if plain(CANARY) in seen[place]] == ["data sets", "caches", "pairs.csv"]
+    assert [place for place in PLACES if plain(TICKET) in seen[place]] == ["data sets", "caches", "pairs.csv"]
     assert seen["data sets"].count("<person>") > 100
