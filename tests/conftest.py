@@ -47,9 +47,10 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(autouse=True)
 def watched_files(request: pytest.FixtureRequest) -> Iterator[None]:
+    folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
     yield
-    if "tmp_path" in request.fixturenames:
-        canaries.refuse_in_files(request.getfixturevalue("tmp_path"))
+    if folder is not None:
+        canaries.refuse_in_files(folder)
 
 
 @pytest.fixture(scope="session")
