@@ -1,4 +1,4 @@
-"""A password and a word of every ticket, which must come out nowhere: looked for in whatever a test leaves."""
+"""A password and a word of tickets, which must come out nowhere: looked for in whatever a test leaves."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import os
 import shutil
 import tempfile
@@ -11,6 +10,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psycopg2
 import pytest
@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).parent.parent
 REAL_DATA = REPOSITORY.parent / "shared" / "data"
 TEST_ALL = os.environ.get("HPO_TEST_ALL") == "1"
 TEMPLATE = "with_tables"
-NUMBERS = itertools.count()
+TOLD_EVERY = 20  # tickets one has the canary: so few that no score moves
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -89,13 +89,15 @@ def database(server_url: URL) -> Iterator[URL]:
 
 @pytest.fixture(scope="session")
 def incidents_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six hundred synthetic incidents, with a distinctive word in each."""
+    """Six hundred synthetic incidents, with a distinctive word in some of them."""
     from objectives.demo_incidents import write_demo_incidents
 
     path = tmp_path_factory.mktemp("incidents") / "incidents.csv"
     write_demo_incidents(path, 600, seed=0)
     with path.open(newline="", encoding="utf-8") as file:
-        tickets = [row | {"description": f"{canaries.TICKET} {row['description']}"} for row in csv.DictReader(file)]
+        tickets = list(csv.DictReader(file))
+    for ticket in tickets[::TOLD_EVERY]:
+        ticket["description"] += f" {canaries.TICKET}"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, tickets[0].keys())
         writer.writeheader()
@@ -141,7 +143,7 @@ def real_data() -> Path:
 @contextmanager
 def new_database(server_url: URL, template: str) -> Iterator[URL]:
     """Dropped in the end, if it shows no canary."""
-    url = server_url.set(database=f"test_{next(NUMBERS)}")
+    url = server_url.set(database=f"test_{uuid4().hex[:12]}")
     _execute(server_url, f"CREATE DATABASE {url.database} TEMPLATE {template}")
     yield url
     with _cursor(url) as cursor:
