@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import optuna_dashboard
 import waitress
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial
 from optuna_dashboard import _serializer  # type: ignore[attr-defined]
 from sqlalchemy import URL
@@ -53,7 +53,7 @@ def serve(port: int, host: str, access_file: Path | None, *, write: bool) -> Non
     url = storage_url()
     _change_libraries()
     reader = _app(reading_storage(url), _files(url))
-    writer = _app(open_rdb_storage(url), None) if write else None
+    writer = _app(_writing_storage(url), None) if write else None
     gate = Gate(reader, writer, access, host, port, token)
     try:
         server = waitress.create_server(gate, host=host, port=port, **SERVER)
@@ -88,6 +88,13 @@ def reading_storage(url: URL) -> PostgresStorage:
     storage = PostgresStorage(url, patience_s=PATIENCE_S)  # makes the tables of a new database
     for connection in storage.connections:
         connection.before = READ_ONLY
+    return storage
+
+
+def _writing_storage(url: URL) -> RDBStorage:
+    """RDBStorage may fail a trial that a worker holds; but while workers report it deletes nothing, without a word."""
+    storage = open_rdb_storage(url)
+    storage.delete_study = PostgresStorage(url, patience_s=PATIENCE_S).delete_study  # type: ignore[method-assign]
     return storage
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hmac
+import json
 import logging
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
+from io import BytesIO
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlencode
@@ -182,6 +184,8 @@ class Gate:
             return self._read(request, environ, person)
         if (reason := self._why_not(request, person)) is not None:
             return refusal(HTTPStatus.FORBIDDEN, reason)
+        if request.path.endswith("/tell") and not _only_fails(environ):
+            return refusal(HTTPStatus.FORBIDDEN, "a trial may be failed here; what it scores, its worker says")
         assert self._writer is not None
         answer = answers.answer_of(self._writer, environ)
         logger.info("%s: %s %s: %s", person.name, request.method, request.path, answer.status)
@@ -245,6 +249,16 @@ def _is_foreign(request: Request) -> bool:
     if request.site not in (None, "same-origin", "none"):
         return True
     return request.origin is not None and request.origin not in (f"http://{request.host}", f"https://{request.host}")
+
+
+def _only_fails(environ: Environ) -> bool:
+    body = environ["wsgi.input"].read(LONGEST_FORM)
+    environ["wsgi.input"] = BytesIO(body)  # for whoever reads it next
+    try:
+        state = json.loads(body)["state"]
+    except (ValueError, LookupError, TypeError):
+        return False
+    return isinstance(state, str) and state.upper() == "FAIL"
 
 
 def _form(environ: Environ) -> dict[str, str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Container
 from functools import partial
 from pathlib import Path
@@ -11,8 +12,11 @@ import pytest
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 from optuna_dashboard._app import create_app
+from sqlalchemy import URL
 
-from tests.browser.served import METHODS, PAGE, READS, Place, Reply, Served, all_rows, make_place
+from storage.native import PostgresStorage
+from tests.browser.served import METHODS, PAGE, READS, Place, Reply, Served, all_rows, make_place, serving
+from tests.chaos.crew import make_crew
 
 CONTENTS = {  # for a route that would do something with it
     "note": {"body": "taken over", "version": 1_000_001},
@@ -138,12 +142,42 @@ def test_notes_are_written_by_whoever_may(place: Place, writable: Served) -> Non
         assert b"mine " + words in writable.ask("GET", path, cookie=cookie).content
 
 
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        {"state": "Complete", "values": [1e9]},
+        {"state": "Running"},
+        {"values": [1.0]},
+        {"state": None},
+        [],
+        "Fail",
+        None,
+    ],
+)
+def test_no_outcome_but_a_failure_is_recorded_by_hand(place: Place, writable: Served, outcome: object) -> None:
+    told = writable.ask("POST", f"/api/trials/{place.running}/tell", outcome, cookie=writable.cookie_of("anna"))
+    assert (told.status, told.reason) == (403, "a trial may be failed here; what it scores, its worker says")
+
+
+def test_study_is_removed_while_its_workers_report(database: URL, tmp_path: Path) -> None:
+    crew = make_crew(database, tmp_path, trials=1000, step_s=0.002)
+    crew.start(3)
+    while not crew.told():
+        time.sleep(0.01)
+    study = PostgresStorage(database).get_study_id_from_name("study")
+    with serving(database, "--write") as served:
+        removed = served.ask("DELETE", f"/api/studies/{study}", cookie=served.cookie_of())
+    assert (removed.status, all_rows(database)["public.studies"]) == (204, [])
+    assert all(crew.join())  # each ends, and none of them with 0
+
+
 def test_trial_is_ended_by_whoever_may(place: Place, writable: Served) -> None:
     trial = place.study.ask()._trial_id
-    path, told = f"/api/trials/{trial}/tell", {"state": "Complete", "values": [0.25]}
+    path, told = f"/api/trials/{trial}/tell", {"state": "Fail"}
     assert writable.ask("POST", path, told, cookie=writable.cookie_of("anna")).status == 204
     found = place.study._storage.get_trial(trial)
-    assert (found.state, found.values) == (TrialState.COMPLETE, [0.25])
+    assert (found.state, found.values) == (TrialState.FAIL, None)
     assert writable.ask("POST", path, told, cookie=writable.cookie_of("anna")).status == 500  # once and for all
 
 
