@@ -11,7 +11,7 @@ from typing import IO
 
 import pynvml
 
-from hpo.errors import InputError
+from hpo.errors import InputError, SetupError
 from storage.embedded import default_home
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -44,8 +44,10 @@ def chosen_gpus(given: str | None) -> list[str]:
     asked = [device.strip() for device in given.split(",")]
     if "" in asked or len(set(asked)) < len(asked):
         raise InputError(f"--gpus takes all, or numbers such as 0,1, each once; not {given!r}")
-    if VISIBLE in os.environ and (hidden := set(asked) - set(there)):
-        raise InputError(f"GPU {', '.join(sorted(hidden))} is not among those of {VISIBLE}={os.environ[VISIBLE]}")
+    unknown = sorted(gpu for gpu in asked if gpu not in there and not gpu.startswith(("GPU-", "MIG-")))
+    if there and unknown:
+        which = f"those of {VISIBLE}={os.environ[VISIBLE]}" if VISIBLE in os.environ else f"{', '.join(there)}"
+        raise InputError(f"GPU {', '.join(unknown)} is not among {which}")
     return asked
 
 
@@ -62,17 +64,19 @@ def device_label(gpu: str) -> str:
 def hold_gpu(gpu: str, study: str, *, share: bool) -> IO[str]:
     """Until the file is closed, or this process is gone, no worker of another study gets the GPU.
 
-    Raises InputError while one has it, unless it is to be shared.
+    Raises InputError while one has it, unless it is to be shared; SetupError.
     """
-    folder = default_home() / "gpus"
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / gpu.replace("/", "_")).open("a+")
-    with suppress(BlockingIOError):  # the first one writes down for which study
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        file.truncate(0)
-        file.write(study)
-        file.flush()
-    fcntl.flock(file, fcntl.LOCK_SH)
+    path = default_home() / "gpus" / gpu.replace("/", "_")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+        with suppress(BlockingIOError):  # the first one writes down for which study
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            os.write(file.fileno(), study.encode())  # unbuffered: a full disk is heard of here
+        fcntl.flock(file, fcntl.LOCK_SH)
+    except OSError as error:
+        raise SetupError(f"{path} cannot be written ({error.strerror}); HPO_HOME names a folder with room") from None
     file.seek(0)
     if not share and (other := file.read()) != study:
         file.close()

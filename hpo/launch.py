@@ -41,7 +41,7 @@ def launch(
             here=list(dict.fromkeys(slot.gpu for slot in slots if slot.gpu)),
         )
     except Interrupted:
-        print("stopped; trials in hand wait in the database for others")
+        print("stopped; trials in hand are given back, for others to go on with")
 
 
 def choose_slots(gpus: str | None, per_gpu: int | None, workers: int | None) -> list[Slot]:

@@ -99,12 +99,16 @@ def supervise(
                 _tend(agent, lambda agent: _start(agent, name, url, launch, options))
             refresh()
             _wait_for_one(agents)
+        if signals:
+            _say("stopping: the workers give their trials back")
+            _terminate(agents)  # before a look, which may take a while
+            refresh()
     finally:  # notes instead of exceptions: those could fall between the start of a worker and its record here
         _stop(agents)
         for number, handler in before.items():
             signal.signal(number, handler)
     if signals:
-        raise Interrupted("stopped; trials in hand wait in the database. Run the same command to go on")
+        raise Interrupted("stopped; trials in hand are given back. Run the same command to go on")
     refresh()
     _explain(agents, logs)
 
@@ -117,11 +121,13 @@ def _tend(agent: Agent, start: Callable[[Agent], subprocess.Popen[bytes]]) -> No
         agent.falls = 1 if now - agent.started > STEADY_S else agent.falls + 1
         if code in FOR_GOOD or agent.falls > MAX_FALLS:
             agent.code = code
+            if code != 0:
+                _say(f"worker on {agent.slot.name} ended with code {code}, for good: {_last_line(agent.log)}")
         else:
             delay_s = min(FIRST_DELAY_S * 2 ** (agent.falls - 1), LONGEST_DELAY_S)
             agent.due = now + delay_s
             words = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-            print(f"hpo: worker on {agent.slot.name} {words}; again in {delay_s:.0f} s", file=sys.stderr)
+            _say(f"worker on {agent.slot.name} {words}; again in {delay_s:.0f} s")
     if agent.process is None and agent.code is None and now >= agent.due:
         agent.process, agent.started = start(agent), now
 
@@ -157,10 +163,8 @@ def _wait_for_one(agents: list[Agent]) -> None:
 
 
 def _stop(agents: list[Agent]) -> None:
-    """Workers give their trials back on SIGTERM; one that does not go in time is killed."""
-    processes = [agent.process for agent in agents if agent.process is not None]
-    for process in processes:
-        process.terminate()
+    """One that does not go in time is killed."""
+    processes = _terminate(agents)
     give_up = time.monotonic() + STOP_TIMEOUT_S
     for process in processes:
         try:
@@ -170,6 +174,14 @@ def _stop(agents: list[Agent]) -> None:
             process.wait()
 
 
+def _terminate(agents: list[Agent]) -> list[subprocess.Popen[bytes]]:
+    """Workers give their trials back on SIGTERM; a second one changes nothing."""
+    processes = [agent.process for agent in agents if agent.process is not None]
+    for process in processes:
+        process.terminate()
+    return processes
+
+
 def _explain(agents: list[Agent], logs: Path) -> None:
     codes = [agent.code for agent in agents if agent.code is not None]
     if 0 in codes:
@@ -177,7 +189,13 @@ def _explain(agents: list[Agent], logs: Path) -> None:
     last_words = _last_line(agents[codes.index(max(codes))].log)
     if SetupError.exit_code in codes:
         raise SetupError(last_words)
+    if set(codes) == {InputError.exit_code}:
+        raise InputError(last_words)
     raise HpoError(f"all workers are gone (exit codes {', '.join(map(str, codes))}): {last_words}. Logs: {logs}")
+
+
+def _say(words: str) -> None:
+    print(f"hpo: {words}", file=sys.stderr)
 
 
 def _last_line(log: Path) -> str:

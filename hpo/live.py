@@ -48,21 +48,24 @@ class Window:
     size: ConsoleDimensions | None = None
 
     def show(self, snapshot: Snapshot) -> None:
-        new = self.heard.getvalue().splitlines()[len(self.notes) :]
-        self.notes += [f"{datetime.now():%H:%M} {line.removeprefix('hpo: ')}" for line in new]
-        self._paint(Frame(snapshot, fills_window=True, notes=self.notes, devices=_devices(self.gpus)))
+        self._paint(Frame(snapshot, fills_window=True, devices=_devices(self.gpus)))
 
     def away(self, why: str) -> None:
         if self.frame is not None:
             self._paint(replace(self.frame, away=why))
 
-    def fit_size(self) -> None:
-        if self.frame is not None and self.live.console.size != self.size:
+    def catch_up(self) -> None:
+        """With a new size of the window, and with what was said."""
+        if self.frame is not None and (self.live.console.size != self.size or self._unheard()):
             self._paint(self.frame)
 
+    def _unheard(self) -> list[str]:
+        return self.heard.getvalue().splitlines()[len(self.notes) :]
+
     def _paint(self, frame: Frame) -> None:
-        self.frame, self.size = frame, self.live.console.size
-        self.live.update(frame, refresh=True)
+        self.notes += [f"{datetime.now():%H:%M} {line.removeprefix('hpo: ')}" for line in self._unheard()]
+        self.frame, self.size = replace(frame, notes=self.notes), self.live.console.size
+        self.live.update(self.frame, refresh=True)
 
 
 @dataclass
@@ -92,15 +95,15 @@ class Lines:
             self._print(f"{datetime.now():%H:%M:%S} the database is away: {why}")
             self.is_away = True
 
-    def fit_size(self) -> None:
-        """Lines have none."""
+    def catch_up(self) -> None:
+        """Each line stands as it was printed."""
 
     def _say(self, snapshot: Snapshot) -> None:
         """Only what is new; of its end tells whoever looks."""
-        now, state = time.monotonic(), status_line(replace(snapshot, time_left_s=None))
+        now, state = time.monotonic(), snapshot.paused or status_line(replace(snapshot, time_left_s=None))
         if state != self.said and now - self.said_at >= STATUS_S and not snapshot.is_over:
             self.said, self.said_at = state, now
-            self._print(status_line(snapshot))
+            self._print(snapshot.paused or status_line(snapshot))
 
     def _print(self, *lines: str) -> None:
         print(*lines, sep="\n", flush=True)  # not by rich: stopped in between, it would print them again
@@ -131,7 +134,7 @@ def watch(console: Console, study: optuna.Study, file: StudyFile) -> Snapshot | 
             due = time.monotonic() + WATCH_S
             while time.monotonic() < due:
                 time.sleep(RESIZE_S)
-                view.fit_size()
+                view.catch_up()
     return view.last
 
 
@@ -152,7 +155,7 @@ def work_in_view(
 
         def refresh() -> None:
             nonlocal due
-            view.fit_size()
+            view.catch_up()
             if time.monotonic() >= due:
                 due = time.monotonic() + WATCH_S
                 if (snapshot := look(view, study, file)) is not None:

@@ -20,7 +20,7 @@ from hpo.config import StudyFile, models, revisions
 from hpo.devices import hold_gpu, own_device, visible_gpus
 from hpo.ending import end_if_due
 from hpo.ensemble import keep_best
-from hpo.errors import HpoError, InputError, Interrupted, SetupError
+from hpo.errors import HpoError, InputError, Interrupted, SetupError, in_words
 from hpo.log import DEFECT
 from hpo.notify import Notifier, webhook_url
 from hpo.pause import pause_reason
@@ -37,7 +37,7 @@ from storage.workers import Place
 
 logger = logging.getLogger(__name__)
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 MAX_BUGS_IN_A_ROW = 3
 MAX_FAULTS_IN_A_ROW = 2  # of the device
@@ -63,7 +63,7 @@ def work(url: URL, name: str, *, share_gpu: bool = False) -> int:
         code = _work(url, own_name, storage, study, file, trainer) if code else 0
         return code
     except Exception as error:
-        code = getattr(error, "exit_code", DEFECT)
+        code = words[1] if (words := in_words(error)) else DEFECT
         raise
     finally:
         storage.patience_s = STOP_PATIENCE_S

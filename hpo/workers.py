@@ -34,8 +34,8 @@ def drain(host: str) -> None:
     storage = _storage()
     here = _alive_on(storage, host)
     if not here:
-        hosts = ", ".join(sorted({row.host for row in workers.list_workers(storage.ask)})) or "none"
-        raise InputError(f"no worker runs on {host!r}; hosts: {hosts}")
+        others = {row.host for row in workers.list_workers(storage.ask) if row.ended is None and not row.is_silent}
+        raise InputError(f"no worker runs on {host!r}; hosts with workers: {', '.join(sorted(others)) or 'none'}")
     workers.drain(storage.ask, host)
     # They hear of it when they next show themselves.
     give_up = time.monotonic() + max(row.lease_s for row in here) / 3 + STOP_TIMEOUT_S + OTHER_S

@@ -14,7 +14,7 @@ from sqlalchemy import URL
 
 from hpo.errors import InputError
 from hpo.launch import choose_slots
-from hpo.launcher import FIRST_DELAY_S, LONGEST_DELAY_S, MAX_FALLS, Agent, Slot, _tend
+from hpo.launcher import FIRST_DELAY_S, LONGEST_DELAY_S, MAX_FALLS, Agent, Slot, _explain, _tend
 from storage.native import PostgresStorage
 from storage.workers import WorkerRow, list_workers
 from tests.chaos.crew import make_crew
@@ -113,6 +113,21 @@ def test_drained_box_ends_its_launch_with_0(database: URL, tmp_path: Path, start
     assert launched.returncode == 0, output
 
 
+def test_worker_whose_terminal_is_closed_gives_its_trial_back(
+    database: URL, tmp_path: Path, start: Start, query: Query
+) -> None:
+    make_crew(database, tmp_path, trials=1000, lease_s=60.0)
+    stub = write_stub(tmp_path / "stub", steps=100, step_s=0.2)
+    worker = start(database, "-m", "hpo", "worker", "study", CUDA_VISIBLE_DEVICES="", **stub)
+    wait_until(database, lambda found: any(row.trial is not None for row in found))
+    worker.send_signal(signal.SIGHUP)
+    output = worker.communicate(timeout=DEADLINE_S)[0]
+    assert (worker.returncode, query(database, "SELECT count(*) FROM trials WHERE state = 'RUNNING'")) == (
+        75,
+        [(0,)],
+    ), output
+
+
 def test_workers_end_with_a_launch_that_was_killed(database: URL, tmp_path: Path, start: Start) -> None:
     make_crew(database, tmp_path, trials=1000, lease_s=3.0)
     stub = write_stub(tmp_path / "stub", steps=100, step_s=0.2)
@@ -135,13 +150,26 @@ def ended_with(code: int, agent: Agent) -> float | None:
 
 @pytest.fixture
 def agent(tmp_path: Path) -> Agent:
+    (tmp_path / "log").touch()
     return Agent(Slot("gpu 0", "0"), tmp_path / "log")
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 78])
-def test_worker_that_another_start_would_not_help_is_not_started_again(agent: Agent, code: int) -> None:
+def test_worker_that_another_start_would_not_help_is_not_started_again(
+    agent: Agent, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent.log.write_text("hpo: gpu 0 is taken\n")
     assert ended_with(code, agent) is None
-    assert agent.code == code
+    said = f"hpo: worker on gpu 0 ended with code {code}, for good: gpu 0 is taken\n" if code else ""
+    assert (agent.code, capsys.readouterr().err) == (code, said)
+
+
+def test_launch_whose_workers_all_refuse_their_input_ends_with_2(tmp_path: Path) -> None:
+    agents = [Agent(Slot(f"gpu {gpu}", gpu), tmp_path / gpu, code=2) for gpu in ("0", "1")]
+    for agent in agents:
+        agent.log.write_text("hpo: gpu 0 is at work for study 'first'\n")
+    with pytest.raises(InputError, match=r"^gpu 0 is at work for study 'first'$"):
+        _explain(agents, tmp_path)
 
 
 @pytest.mark.parametrize("code", [75, 70, 3, -9, -11])

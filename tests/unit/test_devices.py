@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hpo.devices import chosen_gpus, device_label, hold_gpu, own_device, uses
-from hpo.errors import InputError
+from hpo.errors import InputError, SetupError
 from hpo.launcher import Slot, slots_on
 
 # A stand-in for NVIDIA's library, as the driver brings it: two GPUs, by number or id.
@@ -33,10 +33,10 @@ def test_gpus_are_all_that_are_visible_or_those_asked_for(monkeypatch: pytest.Mo
     assert chosen_gpus("3,0") == ["3", "0"]
 
 
-@pytest.mark.parametrize("given", ["0,2", "0,,1", "0,0", ""])
+@pytest.mark.parametrize("given", ["0,2", "2,foo", "0,,1", "0,0", ""])
 def test_gpus_that_cannot_be_are_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    with pytest.raises(InputError, match=r"GPU 2 is not among|each once"):
+    with pytest.raises(InputError, match=r"GPU 2(, foo)? is not among those of CUDA_VISIBLE_DEVICES=0,1|each once"):
         chosen_gpus(given)
 
 
@@ -82,6 +82,14 @@ def test_gpu_of_another_study_is_refused_until_its_worker_is_gone(
 def wait_for_lock(path: Path) -> None:
     while not (path.exists() and path.read_text() == "first"):
         pass
+
+
+def test_home_that_cannot_be_written_is_a_broken_set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for home in (tmp_path / "file", Path("/proc/none")):
+        monkeypatch.setenv("HPO_HOME", str(home))
+        with pytest.raises(SetupError, match="HPO_HOME names a folder with room"):
+            hold_gpu("0", "study", share=False)
 
 
 def test_memory_and_load_come_from_nvidias_library_by_number_or_id(tmp_path: Path) -> None:
