@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
+from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +35,20 @@ ShareGpu = Annotated[bool, typer.Option("--share-gpu", help="Even if another stu
 Format = Annotated[LogFormat, typer.Option("--log-format", help="Of the log: lines of text, or of JSON.")]
 LOOPBACK = "127.0.0.1"
 StudyPath = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Study file.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"incident-hpo {version('incident-hpo')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and exit.")
+    ] = False,
+) -> None: ...
 
 
 class Preset(StrEnum):
@@ -80,7 +96,7 @@ def worker(study: StudyName, share_gpu: ShareGpu = False, log_format: Format = L
 
     from hpo.errors import Interrupted
 
-    for number in (signal.SIGTERM, signal.SIGINT):  # until it claims trials it has nothing to give back
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # until it claims trials it has nothing to give back
         signal.signal(number, lambda *_: os._exit(Interrupted.exit_code))
 
     from hpo.connect import storage_url
@@ -264,6 +280,9 @@ def main() -> None:
     """Errors that carry an exit code end with their sentence; any other is a defect and shows its trace."""
     from hpo.errors import in_words
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a sign that the terminal's encoding lacks is no reason to end
     try:
         app()
     except Exception as error:

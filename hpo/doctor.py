@@ -88,9 +88,9 @@ def _tls(version: str | None, *, is_local: bool, mode: str) -> Finding:
     if is_local:
         return Finding("TLS", OK, "not needed: the server is reached by a socket of this box")
     if version is None:
-        return Finding("TLS", WARNING, "the connection is not encrypted", "…?sslmode=verify-full&sslrootcert=CA.crt")
+        return Finding("TLS", WARNING, "the connection is not encrypted", "URL?sslmode=verify-full&sslrootcert=CA.crt")
     if mode != "verify-full":
-        mend = "…?sslmode=verify-full&sslrootcert=CA.crt"
+        mend = "URL?sslmode=verify-full&sslrootcert=CA.crt"
         return Finding("TLS", WARNING, f"{version}, but anybody may pose as the server (sslmode {mode})", mend)
     return Finding("TLS", OK, f"{version}, server verified")
 

@@ -56,7 +56,7 @@ def next_steps(
     hours = (device_s or _train_s(evidence.done)) / 3600
     steps = [
         *_wider(evidence, hours),
-        *_more_trials(file, expected_gain, hours, more),
+        *_more_trials(evidence, expected_gain, hours, more),
         *_longer(best, file, hours),
         *_next_space(file, hours),
         *_ensemble(best, file, hours),
@@ -120,10 +120,12 @@ def _gain_beyond(evidence: Evidence, name: str, bound: str) -> float | None:
 
 
 def _more_trials(
-    file: StudyFile, expected_gain: Callable[[int], float] | None, hours: float, more: int
+    evidence: Evidence, expected_gain: Callable[[int], float] | None, hours: float, more: int
 ) -> Iterator[Step]:
     if expected_gain is not None:
-        what = f"{more} more trials in this space: hpo study extend {file.name} --trials {more}"
+        name, ended = evidence.file.name, sum(trial.state.is_finished() for trial in evidence.trials)
+        how = f"launch {name}" if ended < evidence.file.budget.trials else f"study extend {name} --trials {more}"
+        what = f"{more} more trials in this space: hpo {how}"
         yield Step(what, expected_gain(more), hours * more, "this study's trials")
 
 

@@ -12,7 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.config import StudyFile
-from hpo.feasible import best_trials
+from hpo.feasible import best_trials, complete
 from hpo.pause import pause_reason
 from hpo.pruning import PLANNED
 from hpo.study import BASELINE, is_baseline, is_copied, ours
@@ -145,11 +145,7 @@ def compare(snapshot: Snapshot, file: StudyFile) -> list[Comparison]:
     best = best_trials(snapshot.trials, file, 1)
     if not best:
         return []
-    done = {
-        trial.user_attrs[BASELINE]: trial.user_attrs
-        for trial in snapshot.trials
-        if is_baseline(trial) and trial.state == TrialState.COMPLETE
-    }
+    done = {t.user_attrs[BASELINE]: t.user_attrs for t in complete(snapshot.trials) if is_baseline(t)}
     found = best[0].user_attrs
     return [
         Comparison(
@@ -191,7 +187,7 @@ def failure_of(trial: FrozenTrial) -> Failure | None:
     found = trial.user_attrs
     if trial.state == TrialState.FAIL:
         trace = str(found.get("trace", "")).strip().splitlines()
-        kind, reason = "failed", trace[-1] if trace else "no word of why"
+        kind, reason = "failed", trace[-1] if trace else "by hand, or by another program"
     elif trial.state == TrialState.PRUNED and "reason" in found:
         name, more = str(found["reason"]), found.get("message")
         kind, reason = "infeasible", REASONS.get(name, name) + (f": {more}" if more else "")

@@ -47,6 +47,8 @@ SETTINGS += ["dynamic_shared_memory_type=mmap"]  # systemd empties a user's /dev
 class ServerError(Exception):
     """The server cannot be started or stopped; one or two lines for people."""
 
+    exit_code = 78
+
 
 @dataclass(frozen=True)
 class _Place:

@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL
+from sqlalchemy import URL, make_url
 
 from hpo.doctor import OK, WARNING, _clock, _connections, _gpus, _role, _tls
+from storage.engine import without_password
 from storage.roles import make_roles
 from tests.postgres.conftest import Query, Run, Start
 
@@ -21,7 +22,7 @@ def lines(output: str) -> dict[str, str]:
 
 def test_box_that_is_fit_has_a_good_word_for_each_thing(database: URL, study_yaml: Path, hpo: Run) -> None:
     assert hpo(database, "create", str(study_yaml)).returncode == 0
-    done = hpo(database, "doctor", "small")
+    done = hpo(without_password(database), "doctor", "small")
     assert done.returncode == 0, done.stdout
     found = lines(done.stdout)
     assert list(found)[:8] == ["database", "tables", "TLS", "role", "clock", "connections", "password", "study"]
@@ -48,6 +49,18 @@ def test_study_without_its_incidents_is_broken(
     process = start(database, "-m", "hpo", "doctor", "small", HPO_HOME=str(tmp_path / "empty"))
     output = process.communicate(timeout=60)[0]
     assert (process.returncode, lines(output)["data set"], lines(output)["model"]) == (78, "BROKEN", "ok"), output
+
+
+def test_terminal_that_knows_few_signs_gets_all_lines(database: URL, start: Start) -> None:
+    process = start(database, "-m", "hpo", "doctor", PYTHONIOENCODING="ascii")
+    output = process.communicate(timeout=60)[0]
+    assert (process.returncode, len(lines(output)) > 8) == (0, True), output
+
+
+def test_home_where_no_server_can_be_is_told_in_a_sentence(start: Start) -> None:
+    process = start(make_url("postgresql://"), "-m", "hpo", "status", "demo", HPO_STORAGE="", HPO_HOME="/proc/none")
+    output = process.communicate(timeout=60)[0]
+    assert (process.returncode, output.count("\n"), "HPO_HOME" in output or "home" in output) == (78, 1, True), output
 
 
 def test_password_in_the_url_is_to_be_looked_at_and_not_shown(database: URL, hpo: Run) -> None:

@@ -20,7 +20,7 @@ from sqlalchemy import URL
 import hpo.live
 from hpo.config import StudyFile
 from hpo.live import Lines, trial_line
-from hpo.status import Snapshot, take_snapshot
+from hpo.status import Snapshot, compare, take_snapshot
 from hpo.study import open_study
 from objectives.evaluation import METRICS
 from storage import terms
@@ -148,6 +148,16 @@ def make_known_again(study: Found) -> Found:
 
 def left_s(study: Found) -> float | None:
     return take_snapshot(*study).time_left_s
+
+
+def test_baseline_told_by_a_notebook_is_not_compared(study: Found, database: URL, hpo: Run) -> None:
+    one, file = study
+    notebook = optuna.load_study(study_name="study", storage=open_rdb_storage(database))
+    notebook.tell(notebook.ask(), 0.7)  # it got the baseline that waited
+    add(one, TrialState.COMPLETE, 0.5)
+    assert [row.baselines for row in compare(take_snapshot(one, file), file)] == [{}] * len(METRICS)
+    done = hpo(database, "status", "study")
+    assert done.returncode == 0, done.stdout
 
 
 def test_time_left_counts_workers_that_have_only_just_begun(study: Found) -> None:
