@@ -86,10 +86,9 @@ def combine(members: Sequence[SentenceTransformer], weights: Sequence[float]) ->
 
 def similarities(model: SentenceTransformer, texts: Sequence[str], pairs: GradedPairs) -> FloatArray:
     """Cosines, shape (pairs,); every distinct incident is encoded once."""
-    numbers, rows = np.unique(np.concatenate([pairs.anchors, pairs.others]), return_inverse=True)
+    numbers, left, right = pairs.distinct()
     vectors = unit_vectors(model, [texts[number] for number in numbers]).astype(np.float64)
-    a, b = np.split(rows, 2)
-    cosines: FloatArray = np.einsum("ij,ij->i", vectors[a], vectors[b])
+    cosines: FloatArray = np.einsum("ij,ij->i", vectors[left], vectors[right])
     return cosines
 
 

@@ -260,11 +260,10 @@ def judge_test(
 
 
 def _similarities(encoder: Encoder, pairs: GradedPairs, check: Callable[[], None]) -> FloatArray:
-    numbers, rows = np.unique(np.concatenate([pairs.anchors, pairs.others]), return_inverse=True)
+    numbers, left, right = pairs.distinct()
     vectors = encode(encoder, numbers, check).astype(np.float64)
-    ends = rows.reshape(2, -1)
-    parts = (ends[:, start : start + PAIRS_AT_ONCE] for start in range(0, ends.shape[1], PAIRS_AT_ONCE))
-    return np.concatenate([np.einsum("ij,ij->i", vectors[a], vectors[b]) for a, b in parts])
+    some = (slice(start, start + PAIRS_AT_ONCE) for start in range(0, len(left), PAIRS_AT_ONCE))
+    return np.concatenate([np.einsum("ij,ij->i", vectors[left[part]], vectors[right[part]]) for part in some])
 
 
 def _at_hand(config: TrialConfig) -> str:

@@ -133,19 +133,13 @@ def scores(head: MatchHead, data: Data, vectors: Vectors) -> dict[str, float]:
 
 
 def probabilities_of(head: MatchHead, table: IncidentTable, vectors: Vectors, ends: GradedPairs) -> FloatArray:
-    numbers, left, right = _rows(ends)
+    numbers, left, right = ends.distinct()
     items = same_item(table, ends.anchors, ends.others)
     return head.probabilities([table.texts[number] for number in numbers], vectors[numbers], left, right, items)
 
 
-def _rows(ends: GradedPairs) -> tuple[IntArray, IntArray, IntArray]:
-    numbers, rows = np.unique(np.concatenate([ends.anchors, ends.others]), return_inverse=True)
-    left, right = np.split(rows, 2)
-    return numbers, left, right
-
-
 def _pair_features(reader: Reader, table: IncidentTable, vectors: Vectors, ends: GradedPairs) -> FloatArray:
-    numbers, left, right = _rows(ends)
+    numbers, left, right = ends.distinct()
     seen = see(reader, [table.texts[number] for number in numbers], vectors[numbers])
     return features(reader, seen, left, right, same_item(table, ends.anchors, ends.others))
 

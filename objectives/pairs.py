@@ -30,6 +30,12 @@ class GradedPairs:
     others: IntArray
     grades: FloatArray
 
+    def distinct(self) -> tuple[IntArray, IntArray, IntArray]:
+        """Each incident once, and of every pair the rows of its two among them."""
+        numbers, rows = np.unique(np.concatenate([self.anchors, self.others]), return_inverse=True)
+        left, right = np.split(rows, 2)
+        return numbers, left, right
+
 
 def split_incidents(table: IncidentTable, config: Splits) -> dict[str, IntArray]:
     """Incident numbers of train, validation and test; a group is never divided.
