@@ -58,13 +58,6 @@ class HandScores(BaseModel):
         return self
 
 
-def is_by_hand(path: Path) -> bool:
-    try:
-        return any(line.startswith("scores:") for line in path.read_text(errors="replace").splitlines())
-    except OSError:
-        return False
-
-
 def report_of_scores(path: Path) -> Report:
     """Raises InputError."""
     found = read_yaml(path, HandScores)

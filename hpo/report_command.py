@@ -14,13 +14,13 @@ from hpo.connect import LOOK_PATIENCE_S, storage_url
 from hpo.display import PIPED_WIDTH, make_console
 from hpo.errors import InputError
 from hpo.files import write_text
-from hpo.hand_scores import is_by_hand, report_of_scores
+from hpo.hand_scores import report_of_scores
 from hpo.report import Report, report_of
 from hpo.report_page import write_report_page
 from hpo.report_sections import sections
 from hpo.report_text import markdown, print_sections
 from hpo.study import open_study
-from hpo.yamlfile import read_yaml
+from hpo.yamlfile import has_key, read_yaml
 from storage.native import PostgresStorage
 
 SUFFIXES = (".html", ".md")
@@ -50,7 +50,7 @@ def print_report(name: str, out: Path | None, *, as_json: bool, to_dashboard: bo
 
 def _report(name: str, *, to_dashboard: bool) -> Report:
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") and is_by_hand(path):
+    if path.suffix in (".yaml", ".yml") and has_key(path, "scores"):
         if to_dashboard:
             raise InputError(f"{path}: scores by hand are of no study; there is no dashboard to publish to")
         return report_of_scores(path)

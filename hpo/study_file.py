@@ -10,7 +10,7 @@ from hpo.base_models import absolute_model
 from hpo.config import StudyFile, baselines
 from hpo.errors import InputError
 from hpo.spaces import read_space
-from hpo.yamlfile import Place, read_yaml
+from hpo.yamlfile import Place, has_key, read_yaml
 from objectives.config import Incidents
 from objectives.incidents import file_sha256
 from objectives.presets import preset_columns
@@ -18,10 +18,7 @@ from objectives.reading import DataError, at_hand
 
 
 def is_plan(path: Path) -> bool:
-    try:
-        return any(line.startswith("phases:") for line in path.read_text(errors="replace").splitlines())
-    except OSError:
-        return False
+    return has_key(path, "phases")
 
 
 def read_study_file(path: Path) -> StudyFile:

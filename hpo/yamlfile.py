@@ -41,6 +41,14 @@ class Place:
         return InputError(f"{self.path}:{line}: {message}")
 
 
+def has_key(path: Path, name: str) -> bool:
+    """At its top level, whatever else is wrong with the file; False where there is none."""
+    try:
+        return any(line.startswith(f"{name}:") for line in path.read_text(errors="replace").splitlines())
+    except OSError:
+        return False
+
+
 def read_yaml(path: Path, model: type[Model]) -> Model:
     """Raises InputError that names the file, and the line where there is one."""
     return validated(_parse(path, _read_text(path))[1], model, Place(path))
