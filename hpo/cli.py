@@ -79,9 +79,10 @@ def create(study_file: StudyPath) -> None:
 
     Example: hpo create examples/demo.yaml
     """
-    from hpo.run import create_from_file
+    from hpo.run import create as create_study
+    from hpo.study_file import read_study_file
 
-    file = create_from_file(study_file)[1]
+    file = create_study(read_study_file(study_file))[1]
     print(f"study {file.name} is there; work on it with: hpo worker {file.name}")
 
 

@@ -43,7 +43,7 @@ PUBLISH_S = 60.0  # between two reports in the dashboard while a study runs
 
 def run_study(path: Path, workers: int | None, out: Path | None) -> None:
     """Creates or resumes, works, and writes best.yaml and logs under `out`. Raises HpoError and its kin."""
-    url, file, study = create_from_file(path)
+    url, file, study = create(read_study_file(path))
     folder = out or Path("runs") / file.name
     make_folder(folder / "logs")
     console = make_console()
@@ -53,10 +53,6 @@ def run_study(path: Path, workers: int | None, out: Path | None) -> None:
     else:
         console.print(f"study {file.name} is complete: {snapshot.finished} trials recorded")
     _print_end(console, study, file, folder)
-
-
-def create_from_file(path: Path) -> tuple[URL, StudyFile, optuna.Study]:
-    return create(read_study_file(path))
 
 
 def create(file: StudyFile) -> tuple[URL, StudyFile, optuna.Study]:
