@@ -28,6 +28,7 @@ EXTRA = "hpo:extra"  # beyond the file's budget, by `hpo study extend`
 # A trial's user attributes: the name of its recipe; what that sets beyond the space; the trial that it is a copy of.
 BASELINE, OVERRIDES, COPIED = "baseline", "overrides", "copied_from"
 PROPOSED_BY = "proposed_by"  # in words
+NOT_COMPARED = ("name", "space", "sampler", "pruner", "constraints", "warm_start", "seed", "head")  # change no score
 FIRST = 5  # of a study whose trials do not compare, to be tried first
 COMMIT = re.compile(r".+@[0-9a-f]{40}")  # of the hub, as a model's version was pinned before
 PACKAGES = ("incident-hpo", "optuna", "sentence-transformers", "transformers", "torch", "numpy")
@@ -239,17 +240,4 @@ def _proposals(study: optuna.Study) -> set[str | None]:
 
 def _comparable(file: StudyFile) -> dict[str, Any]:
     """What must be equal for scores of two studies to compare."""
-    keys = (
-        "incidents",
-        "labels",
-        "splits",
-        "pairs",
-        "mining",
-        "model",
-        "model_revision",
-        "max_seq_tokens",
-        "pretraining",
-        "training",
-        "threads",
-    )
-    return {key: value for key, value in identity(file).items() if key in keys}
+    return {key: value for key, value in identity(file).items() if key not in NOT_COMPARED}
