@@ -103,8 +103,7 @@ def from_parquet(content: bytes) -> IncidentTable:
     table = pq.read_table(pa.BufferReader(content))
     columns: dict[str, Any] = {name: table[name].to_numpy() for name in table.column_names if name not in TEXTS}
     columns |= {name: table[name].to_pylist() for name in TEXTS} | json.loads(table.schema.metadata[b"facts"])
-    without_items = np.full(len(table), UNKNOWN)  # as an earlier release has kept them
-    return IncidentTable(**({"opened": None, "item": without_items} | columns))
+    return IncidentTable(**({"opened": None} | columns))
 
 
 def _table(export: Export, columns: Columns) -> IncidentTable:

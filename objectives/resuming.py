@@ -60,7 +60,7 @@ def resume(optimization: Optimization, interruptions: Interruptions) -> Fit:
         best=best,
         best_weights={name: tensor.to(_device(optimization)) for name, tensor in _part(tensors, "best").items()},
         evaluations_since_best=facts["evaluations_since_best"],
-        train_s=facts.get("train_s", 0.0),
+        train_s=facts["train_s"],
     )
 
 
