@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from hpo.cells import clean
 from hpo.config import StudyFile, trial_config
 from hpo.data_page import write_data_page
 from hpo.datasets import cache_folder
@@ -62,7 +63,7 @@ def _in_words(found: Statistics) -> list[str]:
 
 def _shown(name: str) -> str:
     """Nothing that a terminal would act on."""
-    plain = "".join(character if character.isprintable() else " " for character in name)
+    plain = clean(name)
     return plain if len(plain) <= LONGEST_NAME else f"{plain[: LONGEST_NAME - 1]}…"
 
 

@@ -13,10 +13,9 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from hpo.config import StudyFile, searched
-from hpo.errors import InputError
 from hpo.proposals import FIXED, SAMPLER_SEED
 from hpo.pruning import PLANNED, WHY_PRUNED
-from hpo.study import COPIED, OVERRIDES, PROPOSED_BY
+from hpo.study import COPIED, OVERRIDES, PROPOSED_BY, trial_of
 from objectives.evaluation import METRICS
 
 BAR = 30  # characters
@@ -24,10 +23,7 @@ BAR = 30  # characters
 
 def explain(study: optuna.Study, file: StudyFile, number: int) -> Iterator[RenderableType]:
     """Raises InputError for a number that the study does not have."""
-    trials = study.get_trials(deepcopy=False)
-    trial = next((trial for trial in trials if trial.number == number), None)
-    if trial is None:
-        raise InputError(f"study {study.study_name!r} has no trial {number}; it has {len(trials)}, from 0 on")
+    trial = trial_of(study, number)
     found = trial.user_attrs
     took = f" after {trial.duration.total_seconds():,.0f} s" if trial.duration else ""
     worker = f", by {found['worker']}" if "worker" in found else ""

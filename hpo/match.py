@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from rich.cells import cell_len, set_cell_size
 
+from hpo.cells import clean as printable
 from hpo.datasets import cache_folder
 from hpo.display import make_console
 from hpo.errors import InputError, SetupError
@@ -154,4 +155,4 @@ def _label(row: Found) -> str:
 
 def _plain(text: str) -> str:
     """In one line, and nothing that a terminal would act on."""
-    return "".join(character if character.isprintable() else " " for character in " ".join(text.split()))
+    return printable(" ".join(text.split()))

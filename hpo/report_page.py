@@ -14,7 +14,7 @@ from hpo.report_plots import Plot
 
 Row = tuple[str, ...]
 WIDE = 32  # characters of a cell that is a sentence
-NUMBER = set("0123456789.,%+-± ")
+NUMBER = set("0123456789.,%+-± e")
 STYLE = """nav { display: flex; flex-wrap: wrap; gap: 4px 20px; padding-bottom: 24px; font-size: 0.9rem; }
 section { scroll-margin-top: 16px; } h2 { margin-bottom: 4px; }
 p, li { max-width: 85ch; } p { margin: 0 0 8px; } .note { margin: 0 0 4px; } li { margin-bottom: 6px; }
@@ -69,13 +69,16 @@ def _table(section: Section) -> str:
     if section.table is None or not section.table[1]:
         return ""
     heading, rows = section.table
-    are_numbers = (all({*cell.replace(" to ", "")} <= NUMBER for cell in column) for column in zip(*rows, strict=True))
-    kinds = ["n" if numbers else "t" for numbers in are_numbers]
+    kinds = ["n" if are_numbers(column) else "t" for column in zip(*rows, strict=True)]
     told = "told" if max(len(cell) for row in rows for cell in row) > WIDE else ""
     box = f'<div class="wide" tabindex="0" role="region" aria-label="{escape(section.title)}"><table class="{told}">'
     head = "".join(f'<th class="{kind}">{escape(name)}</th>' for name, kind in zip(heading, kinds, strict=True))
     lines = "".join(f"<tr>{_cells(row, heading, kinds)}</tr>" for row in rows)
     return f"{box}<thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>"
+
+
+def are_numbers(column: Sequence[str]) -> bool:
+    return all({*cell.replace(" to ", "")} <= NUMBER for cell in column)
 
 
 def _cells(row: Row, heading: Row, kinds: Sequence[str]) -> str:

@@ -10,9 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from hpo.report_page import Section
+from hpo.report_page import Section, are_numbers
 
-NUMBERS = ".,%+-± "
 SHORT = 20  # characters of a cell that is never broken
 
 
@@ -27,7 +26,7 @@ def _markdown(section: Section) -> Iterator[str]:
     if section.table and section.table[1]:
         heading, rows = section.table
         yield _line(heading)
-        yield _line(["---" if _is_text(column) else "---:" for column in zip(*rows, strict=True)])
+        yield _line(["---:" if are_numbers(column) else "---" for column in zip(*rows, strict=True)])
         yield from map(_line, rows)
         yield ""
     if section.items:
@@ -66,12 +65,8 @@ def _bullet(item: str) -> Table:
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True, show_edge=False)
     for name, column in zip(heading, zip(*rows, strict=True), strict=True):
-        is_text, is_short = _is_text(column), max(map(len, column)) <= SHORT
-        table.add_column(name, justify="left" if is_text else "right", no_wrap=is_short or not is_text, overflow="fold")
+        is_number, is_short = are_numbers(column), max(map(len, column)) <= SHORT
+        table.add_column(name, justify="right" if is_number else "left", no_wrap=is_short or is_number, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     return table
-
-
-def _is_text(column: Sequence[str]) -> bool:
-    return not all(cell.replace(" to ", " ").strip(NUMBERS + "0123456789e") == "" for cell in column)

@@ -86,6 +86,14 @@ def open_study(storage: optuna.storages.BaseStorage, name: str) -> tuple[optuna.
     return study, _stored_file(study)
 
 
+def trial_of(study: optuna.Study, number: int) -> FrozenTrial:
+    """Raises InputError for a number that the study does not have."""
+    trials = study.get_trials(deepcopy=False)
+    if (trial := next((trial for trial in trials if trial.number == number), None)) is None:
+        raise InputError(f"study {study.study_name!r} has no trial {number}; it has {len(trials)}, from 0 on")
+    return trial
+
+
 def ours(study: optuna.Study) -> PostgresStorage:
     """The storage of a study that open_study returned."""
     assert isinstance(study._storage, PostgresStorage)

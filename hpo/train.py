@@ -26,7 +26,7 @@ from hpo.model_card import model_card
 from hpo.model_folder import ModelFacts, write_facts
 from hpo.reproduction import compared, comparison_table, verdict
 from hpo.run import open_by_name
-from hpo.study import COPIED, ours
+from hpo.study import COPIED, ours, trial_of
 from hpo.training_view import TrainingView
 from objectives.config import Job
 from objectives.data import load_data, needs_model, train_pairs
@@ -86,10 +86,7 @@ def _asked_for(source: str) -> tuple[BestFile, Job, PostgresStorage | None]:
 
 
 def _completed(study: optuna.Study, number: int) -> FrozenTrial:
-    trials, name = study.get_trials(deepcopy=False), study.study_name
-    trial = next((trial for trial in trials if trial.number == number), None)
-    if trial is None:
-        raise InputError(f"study {name!r} has no trial {number}; it has {len(trials)}, from 0 on")
+    trial, name = trial_of(study, number), study.study_name
     if COPIED in trial.user_attrs:
         raise InputError(f"{name}#{number} is a copy; train what it is of: {trial.user_attrs[COPIED]}")
     if trial.state != TrialState.COMPLETE or "stop_reason" not in trial.user_attrs:
