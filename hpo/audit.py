@@ -10,11 +10,9 @@ from typing import get_args
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from rich import box
-from rich.table import Table
 
 from hpo.config import Pruner, PrunerKind, StudyFile
-from hpo.display import make_console
+from hpo.display import make_console, plain_table
 from hpo.errors import InputError
 from hpo.feasible import Floors, floors_of, reaches
 from hpo.pruning import Curve, curve_of, decide, is_peer, longest_plan, margin_of, untrained_of
@@ -70,9 +68,7 @@ def print_audit(study: optuna.Study, file: StudyFile, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({name: asdict(replayed) for name, replayed in found.items()}))
         return
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    for heading in ("pruner", "pruned", "examples saved", "Spearman missed"):
-        table.add_column(heading, justify="left" if heading == "pruner" else "right", no_wrap=True)
+    table = plain_table("pruner", "pruned", "examples saved", "Spearman missed")
     for name, replayed in found.items():
         table.add_row(name, f"{replayed.pruned} of {len(trials)}", f"{replayed.saved:.0%}", f"{replayed.missed:.4f}")
     make_console().print(table)

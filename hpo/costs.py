@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial
-from rich import box
 from rich.table import Table
 
 from hpo.config import Constraints
+from hpo.display import plain_table
 from hpo.errors import InputError
 from hpo.feasible import COSTS, MORE_IS_BETTER, complete, sign
 
@@ -31,9 +31,7 @@ def frontier(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def cost_table(trials: Sequence[FrozenTrial], constraints: Constraints) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    for heading in ("trial", "spearman", "roc_auc", "pr_auc", "model MiB", "texts/s", "train s"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = plain_table("trial", "spearman", "roc_auc", "pr_auc", "model MiB", "texts/s", "train s", words=0)
     for trial in trials:
         found = trial.user_attrs
         quality = (f"{found[name]:.3f}" for name in ("spearman", "roc_auc", "pr_auc"))

@@ -52,12 +52,18 @@ def best_in_words(snapshot: Snapshot) -> str:
     return f"best {snapshot.best_spearman:.4f} (trial {snapshot.best_trial}{baseline})"
 
 
+def plain_table(*headings: str, words: int = 1) -> Table:
+    """The first columns hold words, which may wrap; the others hold numbers, which do not."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    for place, heading in enumerate(headings):
+        is_number = place >= words
+        table.add_column(heading, justify="right" if is_number else "left", no_wrap=is_number)
+    return table
+
+
 def comparison_table(rows: list[Comparison]) -> Table:
     """A column per metric; lines from the untrained model over the baselines to the best, its ceiling and target."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("")
-    for row in rows:
-        table.add_column(row.metric, justify="right", no_wrap=True)
+    table = plain_table("", *(row.metric for row in rows))
     table.add_row("untrained", *(f"{row.untrained:.3f}" for row in rows))
     for name in rows[0].baselines:
         table.add_row(name, *(f"{row.baselines[name]:.3f}" for row in rows))

@@ -225,15 +225,9 @@ def remember(study: optuna.Study, found: dict[str, Any]) -> int:
 
 
 def _print(validation: Judged, test: Judged, looks: int) -> None:
-    from rich import box
-    from rich.table import Table
+    from hpo.display import make_console, plain_table
 
-    from hpo.display import make_console
-
-    console, table = make_console(), Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("")
-    for metric in METRICS:
-        table.add_column(metric, justify="right", no_wrap=True)
+    console, table = make_console(), plain_table("", *METRICS)
     for split, judged in (("validation", validation), ("test", test)):
         table.add_row(split)
         for name, found in judged.items():

@@ -13,6 +13,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from hpo.config import StudyFile, searched
+from hpo.display import plain_table
 from hpo.proposals import FIXED, SAMPLER_SEED
 from hpo.pruning import PLANNED, WHY_PRUNED
 from hpo.study import COPIED, OVERRIDES, PROPOSED_BY, trial_of
@@ -70,10 +71,7 @@ def _bounds(distribution: optuna.distributions.BaseDistribution) -> str:
 
 
 def _curve(trial: FrozenTrial) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    planned = trial.user_attrs.get(PLANNED)
-    for heading in ("examples", "of its plan", "spearman"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table, planned = plain_table("examples", "of its plan", "spearman", words=0), trial.user_attrs.get(PLANNED)
     table.add_column("", no_wrap=True)
     for step, value in sorted(trial.intermediate_values.items()):
         share = f"{step / planned:.0%}" if planned else ""

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import optuna
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from hpo.config import StudyFile
 from hpo.connect import LOOK_PATIENCE_S, storage_url
-from hpo.display import behind, make_console, verdicts
+from hpo.display import behind, make_console, plain_table, verdicts
 from hpo.errors import HpoError
 from hpo.export import export
 from hpo.files import make_folder
@@ -71,9 +70,7 @@ def _standing(rows: list[Comparison], phases: dict[str, list[Comparison]]) -> tu
 
 def gain_table(phases: dict[str, list[Comparison]]) -> Table:
     """The untrained model and the baselines of the first phase, the best of each phase, and its gain in Spearman."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    for heading in ("", *METRICS, "gain"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    table = plain_table("", *METRICS, "gain")
     first = next(rows for rows in phases.values() if rows)
     table.add_row("untrained", *(f"{row.untrained:.3f}" for row in first), "")
     for name in first[0].baselines:

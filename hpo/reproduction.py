@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.table import Table
 
 from hpo.best_file import BestFile, digest
+from hpo.display import plain_table
 from hpo.study import installed_versions
 from objectives.config import TrialConfig
 from objectives.evaluation import METRICS
@@ -45,9 +45,8 @@ def compared(best: BestFile, result: Result) -> list[Compared]:
 
 
 def comparison_table(rows: Sequence[Compared]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    for heading in ("", "recorded", "trained", "difference", " "):
-        table.add_column(heading, justify="right" if heading.strip() else "left", no_wrap=True)
+    table = plain_table("", "recorded", "trained", "difference")
+    table.add_column("", no_wrap=True)
     for row in rows:
         word = "reproduced" if row.is_reproduced else "differs"
         table.add_row(row.name, f"{row.recorded:.6f}", f"{row.trained:.6f}", f"{row.difference:+.6f}", word)
