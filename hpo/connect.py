@@ -28,9 +28,10 @@ def storage_url() -> URL:
 def read_password(path: Path) -> str:
     """The file's only line. Raises InputError."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").rstrip("\r\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: no password can be read from it ({type(error).__name__})") from None
-    if len(lines) != 1 or not lines[0].strip():
-        raise InputError(f"{path}: expected a password alone in one line, found {len(lines)} lines")
+    if len(lines) != 1 or not lines[0].strip() or "\0" in lines[0]:
+        found = f"{len(lines)} lines" if len(lines) > 1 else "none"
+        raise InputError(f"{path}: expected a password alone in one line, found {found}")
     return lines[0]

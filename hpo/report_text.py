@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from hpo.cells import clean
 from hpo.report_page import Section, are_numbers
 
 SHORT = 20  # characters of a cell that is never broken
@@ -53,12 +54,12 @@ def print_sections(console: Console, title: str, sections: Sequence[Section]) ->
         if section.table and section.table[1]:
             console.print(_table(*section.table), "")
         for item in section.items:
-            console.print(Padding(Text(item), (0, 0, 0, 2)) if len(section.items) == 1 else _bullet(item))
+            console.print(Padding(Text(clean(item)), (0, 0, 0, 2)) if len(section.items) == 1 else _bullet(item))
 
 
 def _bullet(item: str) -> Table:
     grid = Table.grid(padding=(0, 1))
-    grid.add_row(Text("•"), Text(item))
+    grid.add_row(Text("•"), Text(clean(item)))
     return grid
 
 
@@ -68,5 +69,5 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
         is_number, is_short = are_numbers(column), max(map(len, column)) <= SHORT
         table.add_column(name, justify="right" if is_number else "left", no_wrap=is_short or is_number, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(Text, map(clean, row)))
     return table

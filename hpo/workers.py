@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from rich.table import Table
 
+from hpo.cells import clean
 from hpo.connect import LOOK_PATIENCE_S, storage_url
 from hpo.display import make_console
 from hpo.errors import HpoError, InputError
@@ -65,5 +66,6 @@ def _table(found: list[WorkerRow]) -> Table:
     for row in found:
         counts = (str(row.done), str(row.failed), str(row.starts))
         place = place_of(row.slot, row.device)
-        table.add_row(row.host, place, row.study, state_of(row), in_short(row.seen_s), *counts)
+        words = (row.host, place, row.study, state_of(row))
+        table.add_row(*map(clean, words), in_short(row.seen_s), *counts)
     return table

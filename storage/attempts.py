@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from storage.studies import Ask
 
-# Of trials that were claimed and are not recorded yet; another program's have no worker.
+# Of trials that were claimed and are not recorded yet; another program's are not ours.
 UNFINISHED = """SELECT t.number, t.state::text, l.worker, l.attempts
 FROM public.trials t JOIN incident_hpo.leases l ON l.trial_id = t.trial_id
-WHERE t.study_id = %s AND t.state IN ('WAITING', 'RUNNING') AND l.worker IS NOT NULL ORDER BY t.number"""
+WHERE t.study_id = %s AND t.state IN ('WAITING', 'RUNNING') AND l.is_ours ORDER BY t.number"""
 PLACES = "SELECT worker, slot, device FROM incident_hpo.workers WHERE study_id = %s"
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import optuna
+import psycopg2.errors
+from alembic.util.exc import CommandError
 from sqlalchemy import URL, Engine, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
@@ -79,10 +81,15 @@ def explained(url: URL) -> Iterator[None]:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             yield
     except OperationalError as error:
+        if isinstance(error.orig, psycopg2.errors.LockNotAvailable):
+            raise StorageError(
+                f"PostgreSQL at {label(url)}: another process has been making tables or a study there for minutes "
+                "(an advisory lock in pg_locks); run this again when it is done"
+            ) from None
         reason = str(error.orig).strip().splitlines()[0]
         raise StorageError(f"PostgreSQL at {label(url)} cannot be reached: {reason}") from None
     except DBAPIError as error:
         reason = str(error.orig).strip().splitlines()[0]
         raise StorageError(f"PostgreSQL at {label(url)} refuses: {reason}") from None
-    except RuntimeError as error:  # Optuna's own tables of another version
+    except (RuntimeError, CommandError) as error:  # Optuna's own tables of another version
         raise StorageError(f"PostgreSQL at {label(url)}: {str(error).splitlines()[0]}") from None

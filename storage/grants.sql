@@ -10,7 +10,8 @@ GRANT SELECT ON public.alembic_version, public.version_info, public.studies, pub
 GRANT SELECT ON ALL TABLES IN SCHEMA incident_hpo TO hpo_worker, hpo_reader;
 REVOKE SELECT ON incident_hpo.dataset_chunks FROM hpo_reader;  -- texts of tickets, masked as they are
 REVOKE SELECT ON incident_hpo.leases FROM hpo_worker, hpo_reader;
-GRANT SELECT (trial_id, study_id, held, expires, worker, attempts, writes, params_hash, last_report, since, device_s)
+GRANT SELECT (trial_id, study_id, held, expires, worker, attempts, writes, params_hash, last_report, since, device_s,
+    reached, is_ours)
     ON incident_hpo.leases TO hpo_worker, hpo_reader;  -- not token, told, request: by them one writes as another worker
 GRANT EXECUTE ON FUNCTION incident_hpo.word_v1, incident_hpo.changes_v1, incident_hpo.terms_v1, incident_hpo.workers_v1
     TO hpo_worker, hpo_reader;

@@ -10,10 +10,14 @@ from psycopg2.extensions import encrypt_password
 from sqlalchemy import URL, text
 
 from storage.engine import StorageError, explained, label
-from storage.schema import WORKER_ROLES, creation_lock, grant
+from storage.schema import WORKER_ROLES, creation_lock, grant, grant_if_there
 
 MAKE = "CREATE ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION"
 THERE = text("SELECT rolname FROM pg_roles WHERE rolname = ANY(:names)")
+MIGHTY = text(
+    "SELECT rolname FROM pg_roles WHERE rolname = ANY(:names) "
+    "AND (rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls)"
+)
 
 
 def make_roles(url: URL, passwords: dict[str, str]) -> list[str]:
@@ -23,6 +27,11 @@ def make_roles(url: URL, passwords: dict[str, str]) -> list[str]:
     """
     with creation_lock(url) as transaction:
         there = set(transaction.execute(THERE, {"names": list(WORKER_ROLES)}).scalars())
+        if mighty := list(transaction.execute(MIGHTY, {"names": list(WORKER_ROLES)}).scalars()):
+            raise StorageError(
+                f"PostgreSQL at {label(url)}: {' and '.join(mighty)} may do more than workers and "
+                "readers do; ALTER ROLE … NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
+            )
         missing = [name for name in WORKER_ROLES if name not in there]
         cursor = transaction.connection.cursor()
         try:
@@ -42,7 +51,9 @@ def make_roles(url: URL, passwords: dict[str, str]) -> list[str]:
 def fence(url: URL) -> int:
     """After a restore: no lease that was given out before counts any more. How many trials wait again."""
     with creation_lock(url) as transaction, explained(url):
-        return int(transaction.execute(text("SELECT incident_hpo.fence_v1()")).scalar_one())
+        waiting = int(transaction.execute(text("SELECT incident_hpo.fence_v1()")).scalar_one())
+        grant_if_there(transaction)  # a restored database has other rights on itself
+    return waiting
 
 
 def _set_password(connection: Any, cursor: Any, name: str, password: str) -> None:

@@ -15,10 +15,10 @@ from sqlalchemy import Connection as Transaction
 from storage.connection import Connection, Unavailable
 from storage.engine import StorageError, explained, label, open_engine, open_rdb_storage
 
-FILES = ("schema.sql", *(f"schema_{version}.sql" for version in range(2, 8)))  # each leads to the next version
+FILES = ("schema.sql", *(f"schema_{version}.sql" for version in range(2, 9)))  # each leads to the next version
 VERSION = len(FILES)
 OPTUNA_REVISION = "v3.2.0.a"  # of Optuna's tables, for which they are written
-CREATION_LOCK = 0x68706F
+CREATION_LOCK, CREATION_TIMEOUT_S = 0x68706F, 120  # a large data set takes a while
 START_PATIENCE_S = 15.0
 FOUND = """SELECT version, made_by, (SELECT version_num FROM public.alembic_version),
     current_setting('transaction_isolation') FROM incident_hpo.version"""
@@ -47,6 +47,11 @@ def ensure_schema(url: URL, connection: Connection) -> None:
             found = _found(connection)
     except Unavailable as error:
         raise StorageError(str(error)) from None
+    except psycopg2.errors.InsufficientPrivilege as error:
+        raise StorageError(
+            f"PostgreSQL at {label(url)} refuses: {error.diag.message_primary}; its owner makes tables, roles and "
+            "rights with `hpo db init`, and brings them up to date with `hpo db upgrade`"
+        ) from None
     except psycopg2.Error as error:
         detail = f" ({error.diag.message_detail})" if error.diag.message_detail else ""
         raise StorageError(
@@ -64,7 +69,9 @@ def creation_lock(url: URL) -> Iterator[Transaction]:
         with ExitStack() as stack:
             with explained(url):  # the caller's own errors are not the database's
                 transaction = stack.enter_context(engine.begin())
+                transaction.execute(text(f"SET LOCAL lock_timeout = '{CREATION_TIMEOUT_S}s'"))
                 transaction.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": CREATION_LOCK})
+                transaction.execute(text("SET LOCAL lock_timeout = 0"))
             yield transaction
     finally:
         engine.dispose()
@@ -73,9 +80,12 @@ def creation_lock(url: URL) -> Iterator[Transaction]:
 def _found(connection: Connection) -> Found | None:
     """None before there are any tables."""
     try:
-        return Found(*connection.persist(FOUND, patience_s=START_PATIENCE_S)[0])
+        rows = connection.persist(FOUND, patience_s=START_PATIENCE_S)
     except (psycopg2.errors.UndefinedTable, psycopg2.errors.InvalidSchemaName):
         return None
+    if not rows:
+        raise StorageError("incident_hpo.version, which says which tables there are, is empty; restore a backup")
+    return Found(*rows[0])
 
 
 def _bring_up_to_date(url: URL, transaction: Transaction, found: Found | None) -> None:
@@ -88,8 +98,7 @@ def _bring_up_to_date(url: URL, transaction: Transaction, found: Found | None) -
     for name in FILES[found.version if found else 0 :]:
         cursor.execute(files("storage").joinpath(name).read_text())
     cursor.execute(STAMP, (VERSION, f"incident-hpo=={release('incident-hpo')} optuna=={release('optuna')}"))
-    if transaction.execute(text(ROLES_THERE), {"names": list(WORKER_ROLES)}).scalar() == len(WORKER_ROLES):
-        grant(transaction)
+    grant_if_there(transaction)
 
 
 def _refuse_while_held(url: URL, transaction: Transaction, found: Found | None) -> None:
@@ -103,6 +112,11 @@ def _refuse_while_held(url: URL, transaction: Transaction, found: Found | None) 
 def grant(transaction: Transaction) -> None:
     """Of the roles in storage/roles.py."""
     transaction.connection.cursor().execute(files("storage").joinpath("grants.sql").read_text())
+
+
+def grant_if_there(transaction: Transaction) -> None:
+    if transaction.execute(text(ROLES_THERE), {"names": list(WORKER_ROLES)}).scalar() == len(WORKER_ROLES):
+        grant(transaction)
 
 
 def upgrade(url: URL) -> tuple[int | None, int]:
@@ -126,7 +140,7 @@ def _make_optunas(url: URL, transaction: Transaction) -> None:
     """On Optuna's own connection, whatever an earlier maker left undone."""
     if not transaction.execute(text("SELECT has_database_privilege(current_database(), 'CREATE')")).scalar():
         raise StorageError(
-            f"PostgreSQL at {label(url)}: the role may not create a schema; GRANT CREATE ON DATABASE to it"
+            f"PostgreSQL at {label(url)}: this role may not make its tables; its owner does, with `hpo db init`"
         )
     optunas = open_rdb_storage(url, make_tables=True)
     optunas.remove_session()

@@ -26,9 +26,7 @@ CREATE TABLE incident_hpo.studies (
     lease interval NOT NULL CHECK (lease > interval '0')
 );
 
--- A fence that nobody can guess, and that no backup can bring back: 56 random bits.
-CREATE FUNCTION incident_hpo.token_v1() RETURNS bigint LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS
-$$ SELECT ('x' || left(replace(gen_random_uuid()::text, '-', ''), 15))::bit(60)::bigint $$;
+CREATE SEQUENCE incident_hpo.tokens;
 
 -- A trial that was made or claimed by us. Without ON DELETE CASCADE, RDBStorage could not delete a study.
 CREATE TABLE incident_hpo.leases (
@@ -216,8 +214,8 @@ BEGIN
     SELECT t.trial_id, p_study, true, clock_timestamp() + span, 1
     FROM public.trials t LEFT JOIN incident_hpo.leases l ON l.trial_id = t.trial_id
     WHERE t.study_id = p_study AND t.state = 'RUNNING' AND l.held IS NOT TRUE
-    ON CONFLICT (trial_id) DO UPDATE SET held = true, expires = excluded.expires, token = NULL, worker = NULL,
-        last_report = NULL, params_hash = NULL, attempts = leases.attempts + 1 WHERE NOT leases.held;
+    ON CONFLICT (trial_id) DO UPDATE SET held = true, expires = excluded.expires, token = NULL, last_report = NULL,
+        params_hash = NULL, attempts = leases.attempts + 1 WHERE NOT leases.held;
     FOR found_id IN
         SELECT t.trial_id FROM incident_hpo.leases l JOIN public.trials t ON t.trial_id = l.trial_id
         WHERE l.study_id = p_study AND l.held AND l.expires < clock_timestamp()
@@ -284,7 +282,7 @@ BEGIN
     END IF;
     RETURN QUERY
     INSERT INTO incident_hpo.leases AS l (trial_id, study_id, held, expires, token, request, worker, attempts)
-    VALUES (made, p_study, true, clock_timestamp() + ours.lease, incident_hpo.token_v1(), p_request, p_worker, 1)
+    VALUES (made, p_study, true, clock_timestamp() + ours.lease, nextval('incident_hpo.tokens'), p_request, p_worker, 1)
     ON CONFLICT (trial_id) DO UPDATE SET held = true, expires = excluded.expires, token = excluded.token,
         request = excluded.request, worker = excluded.worker, attempts = l.attempts + 1, writes = l.writes + 1,
         params_hash = NULL

@@ -8,7 +8,6 @@ CREATE TABLE incident_hpo.workers (
     launch text,  -- that started it and starts it again; NULL: started by hand
     began timestamptz NOT NULL DEFAULT clock_timestamp(),
     seen timestamptz NOT NULL DEFAULT clock_timestamp(),
-    back timestamptz NOT NULL DEFAULT clock_timestamp(),  -- when it came, or came back after a lease of silence
     drain bool NOT NULL DEFAULT false,
     ended int  -- exit code
 );
@@ -25,7 +24,7 @@ BEGIN
     VALUES (p_worker, p_study, p_host, p_slot, p_device, p_launch, drained)
     ON CONFLICT (worker) DO UPDATE SET study_id = excluded.study_id, host = excluded.host, slot = excluded.slot,
         device = excluded.device, launch = excluded.launch, began = excluded.began, seen = excluded.seen,
-        back = excluded.back, drain = excluded.drain, ended = NULL;
+        drain = excluded.drain, ended = NULL;
     RETURN drained;
 END $$;
 
@@ -36,23 +35,9 @@ RETURNS bool LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     drained bool;
 BEGIN
-    UPDATE incident_hpo.workers w SET seen = clock_timestamp(),
-        back = CASE WHEN w.seen < clock_timestamp() - s.lease THEN clock_timestamp() ELSE w.back END
-    FROM incident_hpo.studies s WHERE w.worker = p_worker AND s.study_id = w.study_id RETURNING w.drain INTO drained;
+    UPDATE incident_hpo.workers SET seen = clock_timestamp() WHERE worker = p_worker RETURNING drain INTO drained;
     RETURN drained;
 END $$;
-
-
--- For how long the worker has been there without a lease of silence, at most p_connected_s. It knows how long its
--- connections hold when it sends; what it sent before it was cut off may arrive much later, and must not sweep.
-CREATE FUNCTION incident_hpo.steady_s_v1(p_worker text, p_connected_s float8)
-RETURNS float8 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT coalesce((
-        SELECT CASE WHEN w.seen < clock_timestamp() - s.lease THEN 0
-               ELSE least(p_connected_s, extract(epoch FROM clock_timestamp() - w.back)) END
-        FROM incident_hpo.workers w JOIN incident_hpo.studies s ON s.study_id = w.study_id WHERE w.worker = p_worker
-    ), p_connected_s)::float8
-$$;
 
 
 CREATE FUNCTION incident_hpo.leave_v1(p_worker text, p_code int)

@@ -13,6 +13,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json, json_to
 from optuna.trial import FrozenTrial, TrialState
 
 from storage.connection import Row
+from storage.engine import StorageError
 
 UNLEASED = -1  # the version of a running trial that may change in any way
 MAX_NAME = 512  # characters, of a parameter or an attribute
@@ -89,6 +90,17 @@ def beginning_of(template: FrozenTrial | None) -> tuple[str, bool, datetime | No
 
 
 def to_trial(row: Row) -> FrozenTrial:
+    """Raises StorageError for what a program of another kind has left."""
+    try:
+        return _trial(row)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise StorageError(
+            f"trial {row[2]} of study {row[1]} holds what cannot be read ({type(error).__name__}); "
+            f"the database's owner removes it: DELETE FROM public.trials WHERE trial_id = {row[0]}"
+        ) from None
+
+
+def _trial(row: Row) -> FrozenTrial:
     trial_id, _, number, state, start, complete, _, outcome, names, stored, internals, system, user, reports = row
     kinds = _distributions(names, stored) if names else {}
     words = iter(reports.split() if reports else ())

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from contextlib import closing
+from hashlib import sha256
+from importlib.resources import files
 from pathlib import Path
 
 import optuna
@@ -14,9 +17,20 @@ from sqlalchemy import URL, make_url
 from storage import schema
 from storage.engine import StorageError, parse_url
 from storage.native import PostgresStorage
+from storage.roles import fence
 
 Query = Callable[..., list[tuple[object, ...]]]
 SECRET = "p%41{x}@:/ä"
+PUBLISHED = {  # by the first digits of their SHA-256
+    "schema.sql": "5a32eb2950882185",
+    "schema_2.sql": "c7d7be7dc84c8a15",
+    "schema_3.sql": "bdb1cf5ba4e0d91a",
+    "schema_4.sql": "8909ace169c56bd4",
+    "schema_5.sql": "9fe4e57dc8334bee",
+    "schema_6.sql": "b09542ef4c63b0f3",
+    "schema_7.sql": "754c01ee233f4014",
+    "schema_8.sql": "1d1d811d9480cf49",
+}
 VERSION = "SELECT version FROM incident_hpo.version"
 OURS = """SELECT 'column', table_name::text, column_name::text, data_type::text FROM information_schema.columns
 WHERE table_schema = 'incident_hpo' UNION ALL SELECT 'function', proname::text, prosrc, prosecdef::text FROM pg_proc
@@ -153,7 +167,7 @@ def test_tables_of_an_earlier_release_are_brought_up_to_date_once_no_worker_runs
     earlier: URL, database: URL, query: Query, rows: Callable[[URL], dict[str, list[str]]]
 ) -> None:
     before = rows(earlier)
-    with pytest.raises(StorageError, match=r"schema 1, here 7\) while workers run 1 of its trials; stop them"):
+    with pytest.raises(StorageError, match=r"schema 1, here 8\) while workers run 1 of its trials; stop them"):
         PostgresStorage(earlier)
     assert (rows(earlier), query(earlier, VERSION)) == (before, [(1,)])
     query(earlier, "UPDATE incident_hpo.leases SET expires = clock_timestamp()")
@@ -191,3 +205,54 @@ def test_functions_of_another_release_are_not_called(database: URL, query: Calla
     with pytest.raises(psycopg2.errors.UndefinedFunction):
         storage.claim(study._study_id, "worker")
     assert study.get_trials() == []
+
+
+@pytest.mark.parametrize(("name", "digest"), PUBLISHED.items())
+def test_what_a_database_was_made_with_stays_as_it_was(name: str, digest: str) -> None:
+    """A change goes into the next schema_N.sql: databases that are there have run the ones before."""
+    assert sha256(files("storage").joinpath(name).read_bytes()).hexdigest()[:16] == digest
+
+
+def test_database_of_every_version_is_upgraded_works_and_is_fenced(
+    empty_database: URL, database: URL, query: Query, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in range(1, schema.VERSION):
+        query(empty_database, "DROP SCHEMA public CASCADE")
+        query(empty_database, "DROP SCHEMA IF EXISTS incident_hpo CASCADE")
+        query(empty_database, "CREATE SCHEMA public")
+        with monkeypatch.context() as patch:
+            patch.setattr(schema, "FILES", schema.FILES[:version])
+            patch.setattr(schema, "VERSION", version)
+            PostgresStorage(empty_database).remove_session()
+        assert schema.upgrade(empty_database) == (version, schema.VERSION)
+        assert query(empty_database, OURS) == query(database, OURS)
+        storage = PostgresStorage(empty_database)
+        study = optuna.create_study(storage=storage)
+        storage.manage(study._study_id, 1, lease_s=60)
+        claim = storage.claim(study._study_id, "worker")
+        assert (claim.verdict, (claim.token or 0) > 2**20) == ("claimed", True)
+        assert fence(empty_database) == 1
+        storage.remove_session()
+
+
+def test_version_that_is_missing_is_a_sentence(database: URL, query: Query) -> None:
+    query(database, "DELETE FROM incident_hpo.version")
+    with pytest.raises(StorageError, match=r"incident_hpo\.version.* is empty"):
+        PostgresStorage(database)
+
+
+def test_tables_of_a_later_optuna_are_refused_by_the_upgrade(database: URL, query: Query) -> None:
+    query(database, "UPDATE alembic_version SET version_num = 'v9.9.9.a'")
+    with pytest.raises(StorageError, match=r"v9\.9\.9\.a"):
+        schema.upgrade(database)
+
+
+def test_who_waits_for_another_to_make_tables_does_not_wait_for_ever(
+    empty_database: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "CREATION_TIMEOUT_S", 1)
+    connection = psycopg2.connect(host=empty_database.query["host"], user="postgres", dbname=empty_database.database)
+    with closing(connection), connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(%s)", (schema.CREATION_LOCK,))
+        with pytest.raises(StorageError, match="another process has been making tables or a study there"):
+            PostgresStorage(empty_database)

@@ -234,3 +234,46 @@ def test_worker_from_before_a_restore_is_fenced_and_begins_anew(shared: URL, tmp
     again = PostgresStorage(shared).claim(study, "new")
     assert (again.verdict, again.token != claim.token) == ("claimed", True)
     assert again.attempt == 1  # the restore was not the trial's fault
+
+
+def test_roles_that_may_more_than_they_should_are_refused(database: URL, query: Query, hpo: Run) -> None:
+    make_roles(database, {})
+    query(database, "ALTER ROLE hpo_reader CREATEDB")
+    try:
+        done = hpo(database, "db", "init")
+        assert (done.returncode, "hpo_reader may do more than" in done.stdout) == (78, True), done.stdout
+    finally:
+        query(database, "ALTER ROLE hpo_reader NOCREATEDB")
+    assert hpo(database, "db", "init").returncode == 0
+
+
+def test_role_without_tables_to_see_is_told_who_makes_them(empty_database: URL, shared: URL, hpo: Run) -> None:
+    done = hpo(as_role(empty_database, "hpo_worker"), "workers")
+    assert (done.returncode, done.stdout.count("\n"), "hpo db init" in done.stdout) == (78, 1, True), done.stdout
+
+
+def test_trial_that_cannot_be_read_is_named_in_a_sentence(shared: URL, tmp_path: Path, query: Query, hpo: Run) -> None:
+    make_crew(shared, tmp_path, trials=3)
+    worker = PostgresStorage(as_role(shared, "hpo_worker"))
+    claim = worker.claim(worker.get_study_id_from_name("study"), "worker")
+    for column, text in (("user_attrs", "{bad"), ("user_attrs", "[" * 100_000), ("params", "garbage")):
+        entry = f'["x", "1", "{text}"]' if column == "params" else f'["x", "{text}"]'
+        saved = worker.ask(
+            "SELECT verdict FROM incident_hpo.save_leased_v1(%s, %s, %s, NULL)",
+            (claim.trial_id, claim.token, f'{{"{column}": [{entry}]}}'),
+        )
+        assert saved == [("ok",)]
+        for arguments in (("status", "study"), ("report", "study")):
+            done = hpo(shared, *arguments)
+            assert (done.returncode, done.stdout.count("\n")) == (78, 1), done.stdout
+            assert f"DELETE FROM public.trials WHERE trial_id = {claim.trial_id}" in done.stdout
+        query(shared, "DELETE FROM trial_user_attributes WHERE key = 'x'")
+
+
+def test_what_a_worker_calls_itself_moves_no_cursor(shared: URL, tmp_path: Path, hpo: Run) -> None:
+    make_crew(shared, tmp_path, trials=3)
+    storage = PostgresStorage(as_role(shared, "hpo_worker"))
+    study = storage.get_study_id_from_name("study")
+    register(storage.ask, "victim", study, Place("\x1b[2J\x1b]0;mine\x07", "slot", "dev\n\x1b[31mred", None))
+    done = hpo(shared, "workers")
+    assert (done.returncode, "\x1b" in done.stdout, "\x07" in done.stdout) == (0, False, False), done.stdout
