@@ -126,7 +126,7 @@ def test_unknown_host_is_refused_with_those_that_there_are(
 ) -> None:
     register(storage.ask, "box:1", storage.get_study_id_from_name("study"), Place("box", "cpu", "cpu", None))
     refused = hpo(database, "workers", "drain", "other")
-    assert (refused.returncode, refused.stdout) == (2, "hpo: no worker runs on 'other'; hosts: box\n")
+    assert (refused.returncode, refused.stdout) == (2, "hpo: no worker runs on 'other'; hosts with workers: box\n")
 
 
 def test_table_of_workers_keeps_every_column_at_eighty(storage: PostgresStorage, hpo: Run, database: URL) -> None:
