@@ -73,7 +73,7 @@ def parse(lines: list[str], width: int, budget: int = 1000) -> Seen:
     assert cell_len(lines[0]) == width
     bar = re.fullmatch(rf"[━─]+  (\d+)/{budget} trials(, .* left|, paused|)", lines[1])
     assert bar, screen
-    assert re.fullmatch(r"no best trial yet|best \d\.\d{4} \(trial \d+(, base)?\)", lines[2]), screen
+    assert re.fullmatch(r"no best trial yet|best \d\.\d{4} \(trial \d+(, (base|v4))?\)", lines[2]), screen
     counts = {state: int(number) for number, state in re.findall(r"(\d+) (\w+)", lines[3])}
     first = lines.index("", 4) + 1
     last = lines.index("", first)
