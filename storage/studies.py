@@ -39,7 +39,9 @@ DELETE_STUDY = "".join(
     f"DELETE FROM public.{table} WHERE study_id = %(study)s;"
     for table in ("trials", "study_directions", "study_user_attributes", "study_system_attributes", "studies")
 )
-LOCK_STUDY = "SELECT FROM public.studies WHERE study_id = %(study)s FOR UPDATE;"  # no trial is born meanwhile
+# No trial is born meanwhile, and none gets a report, which would keep its row from being deleted.
+LOCK_STUDY = """SELECT FROM public.studies WHERE study_id = %(study)s FOR UPDATE;
+SELECT FROM public.trials WHERE study_id = %(study)s ORDER BY trial_id FOR UPDATE;"""
 STUDY_ID = "SELECT study_id FROM public.studies WHERE study_name = %s"
 STUDY_NAME = "SELECT study_name FROM public.studies WHERE study_id = %s"
 DIRECTIONS = "SELECT direction::text FROM public.study_directions WHERE study_id = %s ORDER BY objective"
