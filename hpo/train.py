@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import signal
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -108,10 +109,19 @@ def _train(best: BestFile, job: Job, console: Console) -> Finetuned:
     stop = best.early_stopping.stop_epoch
     view = TrainingView(console, job.config.training.epochs if stop is None else stop)
 
+    interrupted: list[int] = []
+
+    def interrupt(number: int, _: object) -> None:
+        interrupted.append(number)
+        raise KeyboardInterrupt
+
     def report(progress: Progress) -> Verdict:
+        if interrupted:  # where a library swallowed it
+            raise KeyboardInterrupt
         view.add(progress)
         return "go on" if stop is None or progress.epoch < stop else "overtaken"
 
+    signal.signal(signal.SIGINT, interrupt)
     with view.shown():
         from objectives.finetune import finetune
         from objectives.progress import Interruptions
