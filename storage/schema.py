@@ -140,7 +140,8 @@ def _make_optunas(url: URL, transaction: Transaction) -> None:
     """On Optuna's own connection, whatever an earlier maker left undone."""
     if not transaction.execute(text("SELECT has_database_privilege(current_database(), 'CREATE')")).scalar():
         raise StorageError(
-            f"PostgreSQL at {label(url)}: this role may not make its tables; its owner does, with `hpo db init`"
+            f"PostgreSQL at {label(url)}: this role may not make its tables; the database's owner does, "
+            "with `hpo db init`, or lets it: GRANT CREATE ON DATABASE"
         )
     optunas = open_rdb_storage(url, make_tables=True)
     optunas.remove_session()
