@@ -44,10 +44,11 @@ def chosen_gpus(given: str | None) -> list[str]:
     asked = [device.strip() for device in given.split(",")]
     if "" in asked or len(set(asked)) < len(asked):
         raise InputError(f"--gpus takes all, or numbers such as 0,1, each once; not {given!r}")
-    unknown = sorted(gpu for gpu in asked if gpu not in there and not gpu.startswith(("GPU-", "MIG-")))
-    if there and unknown:
-        which = f"those of {VISIBLE}={os.environ[VISIBLE]}" if VISIBLE in os.environ else f"{', '.join(there)}"
-        raise InputError(f"GPU {', '.join(unknown)} is not among {which}")
+    if VISIBLE in os.environ and (hidden := set(asked) - set(there)):
+        raise InputError(f"GPU {', '.join(sorted(hidden))} is not among those of {VISIBLE}={os.environ[VISIBLE]}")
+    numbers = [device for device in asked if not device.startswith(("GPU-", "MIG-"))]  # of ids NVIDIA's driver decides
+    if unknown := [device for device in numbers if not device.isdigit() or (there and device not in there)]:
+        raise InputError(f"GPU {', '.join(unknown)} is not there; GPUs: {', '.join(there) or 'none found'}")
     return asked
 
 

@@ -18,13 +18,14 @@ ALTER FUNCTION incident_hpo.save_v1(int, bigint, json, text) SECURITY INVOKER;
 
 
 -- save_v1 for whoever holds the trial: without a token, as the owner may write to a trial that nobody holds, it is 'lost'.
-CREATE OR REPLACE FUNCTION incident_hpo.save_leased_v1(p_trial int, p_token bigint, p_contents json, p_state text)
+CREATE FUNCTION incident_hpo.save_leased_v1(p_trial int, p_token bigint, p_contents json, p_state text)
 RETURNS TABLE (verdict text, study int) LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT s.verdict, s.study FROM incident_hpo.save_v1(p_trial, coalesce(p_token, 0), p_contents, p_state) s
 $$;
 
 
--- When a worker came, or came back after a lease of silence.
+-- When a worker came, or came back after a lease of silence. IF NOT EXISTS and OR REPLACE from here on, as some databases
+-- of version 7 have it already.
 ALTER TABLE incident_hpo.workers ADD COLUMN IF NOT EXISTS back timestamptz NOT NULL DEFAULT clock_timestamp();
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import csv
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -139,9 +139,14 @@ def at_once(start: Start) -> AtOnce:
 
 @pytest.fixture(scope="module")
 def canary_study(tmp_path_factory: pytest.TempPathFactory, incidents_csv: Path) -> Path:
-    """A study of three short trials, a baseline outside of the bounds."""
+    """A study of three short trials; a distinctive word stands in every ticket, a baseline outside of the bounds."""
     folder = tmp_path_factory.mktemp("study")
-    shutil.copy(incidents_csv, folder / "incidents.csv")
+    with incidents_csv.open(newline="", encoding="utf-8") as file:
+        tickets = [row | {"description": f"{canaries.TICKET} {row['description']}"} for row in csv.DictReader(file)]
+    with (folder / "incidents.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, tickets[0].keys())
+        writer.writeheader()
+        writer.writerows(tickets)
     (folder / "study.yaml").write_text(STUDY)
     return folder / "study.yaml"
 

@@ -29,7 +29,7 @@ PUBLISHED = {  # by the first digits of their SHA-256
     "schema_5.sql": "9fe4e57dc8334bee",
     "schema_6.sql": "b09542ef4c63b0f3",
     "schema_7.sql": "754c01ee233f4014",
-    "schema_8.sql": "1d1d811d9480cf49",
+    "schema_8.sql": "1732976b427fb41e",
 }
 VERSION = "SELECT version FROM incident_hpo.version"
 OURS = """SELECT 'column', table_name::text, column_name::text, data_type::text FROM information_schema.columns

@@ -20,6 +20,7 @@ from sqlalchemy import URL
 from hpo.study import create_study
 from hpo.study_file import read_study_file
 from storage.native import PostgresStorage
+from tests.canaries import TICKET
 
 Start = Callable[..., subprocess.Popen[str]]
 SECRETS = {"PGPASSWORD": "canary", "PGAPPNAME": "canary", "AWS_SECRET_ACCESS_KEY": "canary"}
@@ -167,6 +168,17 @@ def test_environment_of_the_trainer_holds_no_database_and_no_secret(scenes: Scen
     assert "PATH" in found
     assert not [name for name in found if name.startswith(("HPO_", "PG"))]
     assert not [name for name, value in found.items() if "canary" in value or "postgresql" in value]
+
+
+def test_text_of_tickets_is_in_no_log_and_no_row(
+    scenes: Scenes, module_database: URL, canary_study: Path, rows: Callable[[URL], dict[str, list[str]]]
+) -> None:
+    assert canary_study.with_name("incidents.csv").read_text().count(f"{TICKET} ") >= 600
+    workers = (scenes.finished, scenes.terminated, scenes.killed, scenes.third, scenes.without_incidents)
+    assert not [worker.log for worker in workers if TICKET in worker.log]
+    dump = rows(module_database)
+    assert len(dump["trials"]) >= 7
+    assert not [row for table in dump.values() for row in table if TICKET in row]
 
 
 def test_terminated_worker_gives_its_trial_back_in_time(scenes: Scenes) -> None:

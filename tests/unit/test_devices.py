@@ -40,6 +40,16 @@ def test_gpus_that_cannot_be_are_refused(given: str, monkeypatch: pytest.MonkeyP
         chosen_gpus(given)
 
 
+def test_gpus_that_nothing_makes_visible_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(InputError, match="GPU foo is not there"):
+        chosen_gpus("GPU-8f3a4c21-aa,foo")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for given in ("0", "GPU-8f3a4c21-aa"):
+        with pytest.raises(InputError, match=f"GPU {given} is not among those of CUDA_VISIBLE_DEVICES=$"):
+            chosen_gpus(given)
+
+
 def test_all_gpus_of_a_box_without_any_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert (chosen_gpus(None), own_device()) == ([], "cpu")
