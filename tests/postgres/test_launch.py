@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -38,10 +39,19 @@ def all_at_work(found: list[WorkerRow]) -> bool:
     return len(found) == 4 and all(row.trial is not None and not row.ended for row in found)
 
 
-def visible_to(process: psutil.Process) -> list[str]:
-    """The devices of its descendants that are trainers."""
-    trainers = [child for child in process.children(recursive=True) if "objectives.trainer" in child.cmdline()]
-    return sorted(trainer.environ()["CUDA_VISIBLE_DEVICES"] for trainer in trainers)
+def visible_to_trainers(launch: psutil.Process) -> list[str]:
+    """What each of four trainers has as CUDA_VISIBLE_DEVICES, once they run: a trial is claimed a moment before."""
+    deadline = time.monotonic() + DEADLINE_S
+    while len(found := [child for child in launch.children(recursive=True) if is_trainer(child)]) != 4:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)
+    return sorted(trainer.environ()["CUDA_VISIBLE_DEVICES"] for trainer in found)
+
+
+def is_trainer(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):  # gone since it was listed
+        return "objectives.trainer" in process.cmdline()
+    return False
 
 
 def test_four_devices_have_an_agent_each_that_comes_back_when_killed_and_all_drain_in_time(
@@ -53,11 +63,11 @@ def test_four_devices_have_an_agent_each_that_comes_back_when_killed_and_all_dra
     found = wait_until(database, all_at_work)
     assert [row.device for row in found] == [row.slot for row in found] == ["gpu 0", "gpu 1", "gpu 2", "gpu 3"]
     process = psutil.Process(launched.pid)
-    assert visible_to(process) == ["0", "1", "2", "3"]
+    assert visible_to_trainers(process) == ["0", "1", "2", "3"]
     psutil.Process(int(found[2].worker.rpartition(":")[2])).kill()
     found = wait_until(database, lambda found: all_at_work(found) and found[2].starts == 2)
     assert [row.starts for row in found] == [1, 1, 2, 1]
-    assert visible_to(process) == ["0", "1", "2", "3"]
+    assert visible_to_trainers(process) == ["0", "1", "2", "3"]
     descendants, told = process.children(recursive=True), time.monotonic()
     launched.send_signal(signal.SIGTERM)
     output = launched.communicate(timeout=DEADLINE_S)[0]
