@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
 
 from objectives.evaluation import FloatArray
 
@@ -122,6 +121,8 @@ def _chance(differences: FloatArray) -> float:
     mean, error = differences.mean(), differences.std(ddof=1) / np.sqrt(len(differences))
     if error == 0:
         return 0.0 if mean > 0 else 1.0
+    from scipy.special import stdtr  # takes a while to load, and every worker loads this module
+
     return float(stdtr(len(differences) - 1, -mean / error))
 
 
@@ -137,6 +138,8 @@ def _interval(mean: float, variances: Sequence[float], freedoms: Sequence[int]) 
     total = sum(variances)
     if total == 0:
         return mean, mean, mean
+    from scipy.special import stdtrit
+
     freedom = total**2 / sum(part**2 / free for part, free in zip(variances, freedoms, strict=True))
     half = float(stdtrit(freedom, 1 - TAIL) * np.sqrt(total))
     return mean, mean - half, mean + half

@@ -13,13 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from objectives.cache import cached
 from objectives.config import Columns, Incidents
 from objectives.exports import LINKS, Export, read_export
-from objectives.near_duplicates import near_duplicate_links, normalise
 from objectives.reading import DataError, at_hand
 
 IntArray = NDArray[np.int64]
@@ -107,6 +104,8 @@ def from_parquet(content: bytes) -> IncidentTable:
 
 
 def _table(export: Export, columns: Columns) -> IncidentTable:
+    from objectives.near_duplicates import near_duplicate_links, normalise  # scipy takes half a second to load
+
     rows = export.rows
     texts, opened = rows["text"].to_pylist(), rows["opened"].to_numpy()
     category = _numbers(rows["category"])
@@ -160,6 +159,9 @@ def _links(rows: pa.Table) -> IntArray:
 
 
 def _components(links: IntArray, size: int) -> IntArray:
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_array((np.ones(len(links), dtype=np.int8), (links[:, 0], links[:, 1])), shape=(size, size))
     components: IntArray = connected_components(graph, directed=False)[1].astype(np.int64)
     return components

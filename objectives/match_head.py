@@ -14,13 +14,11 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-import skops.io
 from imblearn.over_sampling import SMOTE
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from skops.io.exceptions import UntrustedTypesFoundException
 from threadpoolctl import threadpool_limits
 
 from objectives.config import Head, Pairs
@@ -182,9 +180,11 @@ def _calibration(config: Head, lesson: Lesson, seed: int) -> tuple[float, float]
 
 
 def save_head(head: MatchHead, folder: Path) -> None:
+    from skops.io import dump  # takes a second to load, and every trainer loads this module
+
     folder.mkdir(parents=True)
     reader = head.reader
-    skops.io.dump([head.classifier, *(getattr(reader, name) for name in LEARNT)], folder / ESTIMATORS)
+    dump([head.classifier, *(getattr(reader, name) for name in LEARNT)], folder / ESTIMATORS)
     np.savez(folder / ARRAYS, **{name: getattr(reader, name) for name in PLAIN})
     facts = {name: getattr(head, name) for name in NUMBERS}
     (folder / FACTS).write_text(json.dumps(facts), encoding="utf-8")
@@ -192,8 +192,11 @@ def save_head(head: MatchHead, folder: Path) -> None:
 
 def load_head(folder: Path) -> MatchHead:
     """Raises ModelError for whatever is no head, and for estimators of any type that a head has not."""
+    from skops.io import load
+    from skops.io.exceptions import UntrustedTypesFoundException
+
     try:
-        classifier, *learnt = skops.io.load(folder / ESTIMATORS, trusted=TRUSTED)
+        classifier, *learnt = load(folder / ESTIMATORS, trusted=TRUSTED)
         with np.load(folder / ARRAYS, allow_pickle=False) as arrays:
             plain = {name: arrays[name] for name in PLAIN}
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))

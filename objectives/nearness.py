@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
 from objectives.cleaning import CJK
 from objectives.evaluation import FloatArray
@@ -42,6 +41,8 @@ def make_vectors(kind: Kind, texts: Sequence[str], numbers: IntArray, encode: En
     numbers = np.unique(numbers)
     if kind == "model":
         return Vectors(numbers, encode(numbers), kind)
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer  # takes a second to load
+
     counts = HashingVectorizer(binary=kind == "jaccard", **WORDS).transform(texts[number] for number in numbers)
     uses = np.bincount(counts.indices, minlength=counts.shape[1])
     counts = counts[:, (uses > 0) & (uses <= max(COMMON * len(numbers), FEW))]

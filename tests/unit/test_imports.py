@@ -16,8 +16,8 @@ def test_help_answers_without_torch_or_optuna() -> None:
     assert not loaded & {"torch", "optuna", "sqlalchemy", "transformers", "numpy"}
 
 
-def test_the_worker_loads_no_torch() -> None:
-    done = python("-c", "import sys, hpo.worker, hpo.export, hpo.display; print(*sys.modules)")
-    loaded = set(done.stdout.split())
+def test_what_waits_and_looks_loads_no_torch_and_nothing_that_takes_a_second() -> None:
+    modules = "hpo.run, hpo.worker, hpo.launch, hpo.status, hpo.report_command, hpo.export, hpo.display"
+    loaded = set(python("-c", f"import sys, {modules}; print(*sys.modules)").stdout.split())
     assert "hpo.worker" in loaded
-    assert not loaded & {"torch", "sentence_transformers", "transformers"}
+    assert not loaded & {"torch", "sentence_transformers", "transformers", "sklearn", "scipy", "pandas", "plotly"}
