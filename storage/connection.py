@@ -27,7 +27,8 @@ SHORTEST_S = 1.0  # of a call by somebody without patience
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.05, 2.0
 # Conditions that pass by themselves: lost connection, rollback, resources, locks, shutdown, failed over to a replica.
 TRANSIENT = ("08", "40", "53", "55P03", "57", "25006")
-PASSING = ("starting up", "shutting down", "recovery", "too many", "connection slots", "accepting connections")
+PASSING = ["starting up", "shutting down", "recovery", "too many", "connection slots", "accepting connections"]
+PASSING += ["Temporary failure in name resolution"]  # a box that has just started
 Row = tuple[Any, ...]
 Values = Sequence[object] | dict[str, object] | Callable[[], Sequence[object]]
 
@@ -118,8 +119,8 @@ class Connection:
         hosts = _hosts(self._options)
         for left, host in zip(range(len(hosts), 0, -1), hosts, strict=True):
             now = time.monotonic()
-            self._psycopg = psycopg2.connect(**self._options | host, async_=True)
             try:
+                self._psycopg = psycopg2.connect(**self._options | host, async_=True)
                 self._wait(now + (deadline - now) / left)
             except psycopg2.Error as error:
                 self.close()

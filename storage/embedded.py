@@ -64,7 +64,8 @@ def default_home() -> Path:
 
 
 def url(home: Path) -> str:
-    return f"postgresql+psycopg2://postgres@/{DATABASE}?host={quote(str(_place(home).sockets))}"
+    # With the port, as PGPORT would lead to another socket.
+    return f"postgresql+psycopg2://postgres@/{DATABASE}?host={quote(str(_place(home).sockets))}&port=5432"
 
 
 def running(home: Path) -> bool:

@@ -22,6 +22,7 @@ import pytest
 import sqlalchemy
 
 from storage import embedded
+from storage.connection import Connection
 
 ROOT = Path(__file__).parents[2]
 START = """
@@ -131,6 +132,14 @@ def kill_postmaster_with_a_child_paused(home: Path) -> psutil.Process:
     leader.kill()
     wait_until_gone(leader)
     return child
+
+
+def test_port_of_the_environment_leads_nobody_astray(
+    server_url: sqlalchemy.URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGPORT", "5433")
+    assert Connection(server_url).run("SELECT 1") == [(1,)]
+    assert ask(server_url.render_as_string(hide_password=False), "SELECT 1") == 1
 
 
 def test_first_start_makes_a_server_that_the_second_start_finds(fresh_home: Path) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy import URL
 from hpo.study import create_study
 from hpo.study_file import read_study_file
 from storage.connection import Connection
-from storage.engine import open_rdb_storage
+from storage.engine import StorageError, open_rdb_storage
 from storage.leases import LeaseLost
 from storage.native import PostgresStorage
 
@@ -69,6 +69,14 @@ def test_host_that_hangs_is_passed_over(server_url: URL, database: URL) -> None:
         port = str(silent.getsockname()[1])
         url = database.set(query={"host": f"127.0.0.1,{server_url.query['host']}", "port": f"{port},5432"})
         assert Connection(url).run("SELECT 1", timeout_s=2) == [(1,)]
+
+
+def test_host_without_a_name_is_passed_over_and_alone_refused_at_once(server_url: URL, database: URL) -> None:
+    hosts = {"host": f"nowhere.invalid,{server_url.query['host']}", "port": "5432,5432"}
+    assert Connection(database.set(query=hosts)).run("SELECT 1") == [(1,)]
+    alone = URL.create("postgresql+psycopg2", "u", host="nowhere.invalid", database="d")
+    with pytest.raises(StorageError, match="cannot be reached: could not translate host name"):
+        Connection(alone).persist("SELECT 1", patience_s=600)
 
 
 def test_trials_deleted_by_hand_hide_no_others(database: URL, study: optuna.Study, query: Query) -> None:
