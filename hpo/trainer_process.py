@@ -70,6 +70,7 @@ class TrainerProcess:
 
         Raises TrainerDied.
         """
+        self._has_begun = False  # before `stopped` is looked at: a signal after that ends this trial at once
         if self._process is None or self._process.poll() is not None:
             self._process, self._received = _start(), b""
         process, kills = self._process, oom_kills()
@@ -93,7 +94,7 @@ class TrainerProcess:
         on_checkpoint: Callable[[], None],
     ) -> dict[str, Any]:
         _send(process, job.model_dump(mode="json"))
-        wait_s, started, self._has_begun = self.deadlines.load_s, time.monotonic(), False
+        wait_s, started = self.deadlines.load_s, time.monotonic()
         while True:
             asked = time.monotonic()
             message = self._receive(process, wait_s)

@@ -91,6 +91,37 @@ def test_trainer_that_cannot_be_killed_is_a_broken_setup(monkeypatch: pytest.Mon
     trainer.close()
 
 
+IDLE_AFTER_ONE = """
+import os, sys
+if "objectives.trainer" in sys.orig_argv:
+    sys.stdin.readline()
+    for message in ('{"event": "started", "planned": 1, "examples": 0, "curve": []}', '{"event": "result"}'):
+        print(message, flush=True)
+    sys.stdin.read()
+    os._exit(0)
+"""
+
+
+def test_stop_that_comes_as_a_later_trial_is_sent_ends_it_at_once(
+    config: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(IDLE_AFTER_ONE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    trainer, send, job = TrainerProcess(), trainer_process._send, Job(config=config)
+    assert trainer.run(job, lambda *_: None, lambda *_: "go on") == {"event": "result"}
+
+    def send_and_stop(process: subprocess.Popen[bytes], message: object) -> None:
+        send(process, message)
+        trainer.stop()
+
+    monkeypatch.setattr(trainer_process, "_send", send_and_stop)
+    started = time.monotonic()
+    with pytest.raises(TrainerDied):
+        trainer.run(job, lambda *_: None, lambda *_: "go on")
+    assert time.monotonic() - started < trainer_process.STOP_S / 2
+    trainer.close()
+
+
 WORKER = """
 import sys
 from hpo.trainer_process import TrainerProcess
