@@ -64,7 +64,8 @@ def test_four_devices_have_an_agent_each_that_comes_back_when_killed_and_all_dra
     assert [row.device for row in found] == [row.slot for row in found] == ["gpu 0", "gpu 1", "gpu 2", "gpu 3"]
     process = psutil.Process(launched.pid)
     assert visible_to_trainers(process) == ["0", "1", "2", "3"]
-    psutil.Process(int(found[2].worker.rpartition(":")[2])).kill()
+    killed = found[2]
+    psutil.Process(int(killed.worker.rpartition(":")[2])).kill()
     found = wait_until(database, lambda found: all_at_work(found) and found[2].starts == 2)
     assert [row.starts for row in found] == [1, 1, 2, 1]
     assert visible_to_trainers(process) == ["0", "1", "2", "3"]
@@ -74,7 +75,8 @@ def test_four_devices_have_an_agent_each_that_comes_back_when_killed_and_all_dra
     assert (launched.returncode, time.monotonic() - told < 15.0) == (0, True), output
     assert "hpo: worker on gpu 2 was killed by signal 9; again in 1 s\n" in output
     assert not [child for child in descendants if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-    assert query(database, "SELECT count(*) FROM public.trials WHERE state = 'RUNNING'") == [(0,)]
+    left = query(database, "SELECT number FROM public.trials WHERE state = 'RUNNING'")
+    assert left in ([], [(killed.trial,)])  # nobody claimed after its lease had run out
     assert len(list((tmp_path / "out" / "logs").glob("*/worker-[1-4].log"))) == 4
 
 
